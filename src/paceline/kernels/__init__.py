@@ -1,0 +1,170 @@
+"""The operations a Gemma 4 pass is made of, behind one seam.
+
+`Ops` is the signature; `reference.TorchOps` is its specification in plain PyTorch, `cpu.CpuOps` its fast twin.
+A backend owns its array type ("Array": a torch tensor or a NumPy array); models never look inside one.
+
+The promise every fast backend makes: what an operation returns for a row depends on that row alone, never on how
+many rows share the call. Plain decoding (1 row) and verification (k + 1 rows) then give the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from paceline.errors import UsageError
+
+Array = Any
+
+
+class LayerView(NamedTuple):
+    """One layer's keys and values as one sequence sees them.
+
+    keys, values: [slots, kv_heads, head_dim]. The key of position p lies in slot
+    `table[(p // page) % len(table)] * page + p % page`: pages for a full layer, one page that repeats for a ring.
+    """
+
+    keys: Array
+    values: Array
+    table: Array
+    page: int
+
+
+class Rope(NamedTuple):
+    """Rotary tables, [positions, rotated pairs] each; the other pairs of a head stand still."""
+
+    cos: Array
+    sin: Array
+
+
+class Heads(NamedTuple):
+    """How a fused projection splits: `count` query heads, then keys, then values (or none: K = V layers).
+
+    q_norm, k_norm: [dim]; k_norm is q_norm where the projection holds queries only.
+    """
+
+    count: int
+    k_eq_v: bool
+    q_norm: Array
+    k_norm: Array
+    eps: float
+
+
+class Matrix(Protocol):
+    """A weight of shape [rows, cols], laid out as its backend likes it."""
+
+    rows: int
+    cols: int
+
+    def write(self, row: int, tensor: torch.Tensor) -> None:
+        """Copies `tensor` [n, cols] into rows row .. row + n - 1."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this weight holds."""
+
+
+class Ops(Protocol):
+    """What a backend must offer. n is the number of rows of a pass; activations are fp32 and row-major."""
+
+    name: str
+
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> Matrix:
+        """An empty weight; `table` asks for a layout that is only ever gathered from, never multiplied."""
+
+    def array(self, tensor: torch.Tensor) -> Array:
+        """`tensor` as this backend's array (indices stay integers, everything else becomes fp32)."""
+
+    def tensor(self, array: Array) -> torch.Tensor:
+        """The way back, for tests and export."""
+
+    def embed(self, weight: Matrix, ids: Array, scale: float) -> Array:
+        """Rows `ids` [n] of a weight, times `scale`: [n, cols]."""
+
+    def linear(self, x: Array, weight: Matrix) -> Array:
+        """x [n, cols] @ weight^T: [n, rows]."""
+
+    def concat(self, a: Array, b: Array) -> Array:
+        """[n, A] and [n, B] side by side: [n, A + B]."""
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        """x / rms(x) * weight over the last axis; plain weight, not 1 + weight."""
+
+    def add_norm(self, h: Array, y: Array, post: Array, pre: Array | None, scale: Array, eps: float) -> Any:
+        """The residual stream after a block, and the next block's input.
+
+        h' = (h + rms_norm(y, post)) * scale[0]; returns (h', rms_norm(h', pre)), the latter None without `pre`.
+        """
+
+    def rope_write(self, qkv: Array, heads: Heads, rope: Rope, positions: Array, view: LayerView | None) -> Array:
+        """Normalises and turns the heads of a fused projection, and writes keys and values where `view` says.
+
+        qkv [n, (heads + kv + kv) * dim], or without the last group when values are the raw keys (K = V layers).
+        view None means the projection holds queries only. Returns q [n, heads, dim].
+        """
+
+    def attention(self, q: Array, view: LayerView, first: Array, last: Array) -> Array:
+        """softmax(q k^T) v over positions first[r] .. last[r] of each row r, scale 1: [n, heads * dim]."""
+
+    def geglu(self, gate_up: Array) -> Array:
+        """gelu_tanh(left half) * right half: [n, I]."""
+
+    def gelu_mul(self, gate: Array, value: Array) -> Array:
+        """gelu_tanh(gate) * value, both [n, I]."""
+
+    def mix_ple(self, context: Array, token: Array, weight: Array, scale: float, eps: float) -> Array:
+        """(rms_norm(context * scale, weight) + token) / sqrt(2), per layer: [n, L, P] from two [n, L * P]."""
+
+    def ple_row(self, ple: Array, layer: int) -> Array:
+        """One layer's inputs out of `mix_ple`'s result: [n, P]."""
+
+    def scale_columns(self, x: Array, weight: Array, scale: float) -> Array:
+        """x * weight * scale: [n, D]."""
+
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b: [n, D]."""
+
+    def route(self, scores: Array, active: int, expert_scale: Array) -> tuple[Array, Array]:
+        """Softmax over experts, the best `active`, renormalised: (ids, weights), [n, active] in rank order."""
+
+    def experts(self, x: Array, ids: Array, weights: Array, gate_up: list[Matrix], down: list[Matrix]) -> Array:
+        """sum over rank of weights * down(geglu(gate_up(x))), in rank order, each distinct expert read once."""
+
+    def softcap(self, logits: Array, cap: float) -> Array:
+        """cap * tanh(logits / cap): [n, V]."""
+
+    def gather_linear(self, x: Array, weight: Matrix, ids: Array) -> Array:
+        """x [n, cols] against rows ids [n, m] of a weight: [n, m]."""
+
+    def gather_rows(self, table: Array, ids: Array) -> Array:
+        """Rows of an integer table, joined: table [T, W], ids [n, m] -> [n, m * W]."""
+
+    def top(self, x: Array, count: int) -> tuple[Array, Array]:
+        """The `count` greatest of each row, greatest first, ties by lowest index: (indices, values), [n, count]."""
+
+    def rows(self, x: Array, start: int, stop: int) -> Array:
+        """Rows start .. stop - 1."""
+
+    def gumbel(self, seed: int, position: int, ids: Array) -> Array:
+        """Standard Gumbel noise for each id, float64 [m]: a function of (seed, position, id) and nothing else.
+
+        Philox4x32-10 (Salmon et al. 2011), counter (id, position low, position high, 0), key (seed low, seed high);
+        u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
+        """
+
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> Array:
+        """Room for keys or values: [slots, kv_heads, head_dim], zeroed."""
+
+
+def get_ops(name: str) -> Ops:
+    """The backend of that name: "cpu" (Numba, row-invariant) or "reference" (PyTorch)."""
+    if name == "cpu":
+        from paceline.kernels.cpu import CpuOps
+
+        return CpuOps()
+    if name == "reference":
+        from paceline.kernels.reference import TorchOps
+
+        return TorchOps()
+    raise UsageError(f"unknown kernel backend {name!r}; choose 'cpu' or 'reference'")

@@ -1,0 +1,191 @@
+"""The CPU backend: Numba kernels over NumPy arrays, bit-equal rows for any row count.
+
+Weights stay in the dtype of the checkpoint (bf16 or fp32); sums and activations are fp32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paceline.kernels import Heads, LayerView, Rope, jit
+from paceline.kernels.simd import PANEL, matmul
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+_EMPTY = np.empty(0, np.float32)
+# Below this many key elements to read, waking a second thread costs more than it brings.
+PARALLEL_KEYS = 1_000_000
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """A view NumPy understands: bf16 as its 16 bits."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class CpuMatrix:
+    """A weight in panels of 64 columns [panels, cols, 64], or as plain rows if it is only ever gathered from."""
+
+    def __init__(self, rows: int, cols: int, dtype: torch.dtype, table: bool) -> None:
+        self.rows, self.cols, self.table = rows, cols, table
+        shape = (rows, cols) if table else (-(-rows // PANEL), cols, PANEL)
+        kept = dtype if dtype == torch.bfloat16 else torch.float32
+        self._tensor = torch.empty(shape, dtype=kept) if rows % PANEL == 0 or table else torch.zeros(shape, dtype=kept)
+        self.data = _bits(self._tensor)
+
+    def write(self, row: int, tensor: Tensor) -> None:
+        """Copies `tensor` [n, cols] into rows row .. row + n - 1."""
+        if self.table:
+            self._tensor[row : row + len(tensor)] = tensor
+            return
+        columns = self._tensor.transpose(1, 2)  # [panels, 64, cols]
+        done = 0
+        while done < len(tensor):
+            panel, at = divmod(row + done, PANEL)
+            whole = (len(tensor) - done) // PANEL if at == 0 else 0
+            if whole:
+                block = tensor[done : done + whole * PANEL]
+                columns[panel : panel + whole] = block.view(whole, PANEL, self.cols)
+                done += whole * PANEL
+            else:
+                count = min(PANEL - at, len(tensor) - done)
+                columns[panel, at : at + count] = tensor[done : done + count]
+                done += count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this weight holds."""
+        return self._tensor.nbytes
+
+
+class CpuOps:
+    """See `paceline.kernels.Ops` for shapes."""
+
+    name = "cpu"
+
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> CpuMatrix:
+        return CpuMatrix(rows, cols, dtype, table)
+
+    def array(self, tensor: Tensor) -> np.ndarray:
+        return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array)
+
+    def embed(self, weight: CpuMatrix, ids: Ints, scale: float) -> Floats:
+        out = np.empty((len(ids), weight.cols), np.float32)
+        narrow = weight.data.dtype == np.uint16
+        if weight.table:
+            (jit.embed_rows_bf16 if narrow else jit.embed_rows)(weight.data, ids, scale, out)
+        else:
+            (jit.embed_panels_bf16 if narrow else jit.embed_panels)(weight.data, ids, scale, out)
+        return out
+
+    def linear(self, x: Floats, weight: CpuMatrix) -> Floats:
+        y = np.empty((len(x), weight.rows), np.float32)
+        matmul(x, weight.data, y)
+        return y
+
+    def concat(self, a: Floats, b: Floats) -> Floats:
+        return np.concatenate((a, b), axis=1)
+
+    def rms_norm(self, x: Floats, weight: Floats | None, eps: float) -> Floats:
+        out = np.empty_like(x)
+        jit.rms_norm(x, np.ones(x.shape[1], np.float32) if weight is None else weight, eps, out)
+        return out
+
+    def add_norm(
+        self, h: Floats, y: Floats, post: Floats, pre: Floats | None, scale: Floats, eps: float
+    ) -> tuple[Floats, Floats | None]:
+        out = np.empty_like(h)
+        normed = None if pre is None else np.empty_like(h)
+        jit.add_norm(h, y, post, _EMPTY if pre is None else pre, scale, eps, out, out if normed is None else normed)
+        return out, normed
+
+    def rope_write(self, qkv: Floats, heads: Heads, rope: Rope, positions: Ints, view: LayerView | None) -> Floats:
+        q = np.empty((len(qkv), heads.count, len(heads.q_norm)), np.float32)
+        jit.rope_queries(qkv, heads.q_norm, rope.cos, rope.sin, positions, heads.eps, q)
+        if view is not None:
+            start = heads.count * len(heads.q_norm)
+            jit.write_kv(qkv, start, heads.k_norm, rope.cos, rope.sin, positions, heads.eps, *view)
+        return q
+
+    def attention(self, q: Floats, view: LayerView, first: Ints, last: Ints) -> Floats:
+        out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
+        work = int((last - first).sum()) * out.shape[1]
+        (jit.attention if work < PARALLEL_KEYS else jit.attention_parallel)(q, *view, first, last, out)
+        return out
+
+    def geglu(self, gate_up: Floats) -> Floats:
+        half = gate_up.shape[1] // 2
+        return self.gelu_mul(gate_up[:, :half], gate_up[:, half:])
+
+    def gelu_mul(self, gate: Floats, value: Floats) -> Floats:
+        out = np.empty(gate.shape, np.float32)
+        jit.gelu_mul(gate, value, out)
+        return out
+
+    def mix_ple(self, context: Floats, token: Floats, weight: Floats, scale: float, eps: float) -> Floats:
+        out = np.empty((len(context), context.shape[1] // len(weight), len(weight)), np.float32)
+        jit.mix_ple(context, token, weight, scale, eps, out)
+        return out
+
+    def ple_row(self, ple: Floats, layer: int) -> Floats:
+        return ple[:, layer]
+
+    def scale_columns(self, x: Floats, weight: Floats, scale: float) -> Floats:
+        return x * weight * np.float32(scale)
+
+    def add(self, a: Floats, b: Floats) -> Floats:
+        return a + b
+
+    def route(self, scores: Floats, active: int, expert_scale: Floats) -> tuple[Ints, Floats]:
+        ids = np.empty((len(scores), active), np.int64)
+        weights = np.empty((len(scores), active), np.float32)
+        jit.route(scores, expert_scale, ids, weights)
+        return ids, weights
+
+    def experts(
+        self, x: Floats, ids: Ints, weights: Floats, gate_up: list[CpuMatrix], down: list[CpuMatrix]
+    ) -> Floats:
+        parts = np.empty((*ids.shape, x.shape[1]), np.float32)
+        for expert in np.unique(ids):
+            rows, ranks = np.nonzero(ids == expert)
+            parts[rows, ranks] = self.linear(self.geglu(self.linear(x[rows], gate_up[expert])), down[expert])
+        out = np.empty_like(x)
+        jit.combine(parts, weights, out)
+        return out
+
+    def softcap(self, logits: Floats, cap: float) -> Floats:
+        out = np.empty_like(logits)
+        jit.softcap(logits, cap, out)
+        return out
+
+    def gather_linear(self, x: Floats, weight: CpuMatrix, ids: Ints) -> Floats:
+        out = np.empty(ids.shape, np.float32)
+        narrow = weight.data.dtype == np.uint16
+        (jit.gather_linear_bf16 if narrow else jit.gather_linear)(x, weight.data, ids, out)
+        return out
+
+    def gather_rows(self, table: Ints, ids: Ints) -> Ints:
+        return table[ids].reshape(len(ids), -1)
+
+    def top(self, x: Floats, count: int) -> tuple[Ints, Floats]:
+        count = min(count, x.shape[1])
+        ids, values = np.empty((len(x), count), np.int64), np.empty((len(x), count), np.float32)
+        jit.top(x, count, ids, values)
+        return ids, values
+
+    def rows(self, x: Floats, start: int, stop: int) -> Floats:
+        return x[start:stop]
+
+    def gumbel(self, seed: int, position: int, ids: Ints) -> npt.NDArray[np.float64]:
+        out = np.empty(len(ids), np.float64)
+        jit.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
+        return out
+
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> Floats:
+        return np.zeros((slots, kv_heads, head_dim), np.float32)

@@ -1,0 +1,316 @@
+"""The CPU kernels besides the matmul, compiled by Numba. Shapes are documented in `paceline.kernels.Ops`.
+
+Every loop treats a row on its own, in an order fixed by that row's shape: no result depends on the other rows.
+"""
+
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from paceline.kernels.simd import PANEL
+
+F32 = np.float32
+# Sums of one row may be reassociated into vector lanes: the grouping depends on the row's length alone.
+REDUCE = {"reassoc", "contract", "nsz"}
+
+
+@intrinsic
+def bits_to_f32(_context, bits):
+    """An int32's bits as a float32."""
+    return types.float32(types.int32), lambda context, b, signature, args: b.bitcast(args[0], ir.FloatType())
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract"})
+def exp32(x):
+    """e^x for x <= 88 in fp32, to 2 units in the last place; branch-free, so loops over it become vector code.
+
+    Range reduction and the degree-5 polynomial of Cephes' expf (Moshier 1984).
+    """
+    x = max(x, F32(-87.0))
+    n = np.floor(x * F32(1.44269504088896341) + F32(0.5))
+    r = x - n * F32(0.693359375) + n * F32(2.12194440e-4)
+    p = F32(1.9875691500e-4)
+    p = p * r + F32(1.3981999507e-3)
+    p = p * r + F32(8.3334519073e-3)
+    p = p * r + F32(4.1665795894e-2)
+    p = p * r + F32(1.6666665459e-1)
+    p = p * r + F32(5.0000001201e-1)
+    return (p * r * r + r + F32(1.0)) * bits_to_f32(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@njit(cache=True, error_model="numpy", fastmath=REDUCE)
+def dot(a, b):
+    total = F32(0.0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def inverse_rms(x, eps):
+    return F32(1.0) / np.sqrt(dot(x, x) / F32(x.shape[0]) + F32(eps))
+
+
+@njit(cache=True, error_model="numpy")
+def rms_norm(x, weight, eps, out):
+    for r in range(x.shape[0]):
+        scale = inverse_rms(x[r], eps)
+        for i in range(x.shape[1]):
+            out[r, i] = x[r, i] * scale * weight[i]
+
+
+@njit(cache=True, error_model="numpy")
+def add_norm(h, y, post, pre, scale, eps, out, normed):
+    """`pre` of length 0 leaves `normed` alone."""
+    for r in range(h.shape[0]):
+        s = inverse_rms(y[r], eps)
+        for i in range(h.shape[1]):
+            out[r, i] = (h[r, i] + y[r, i] * s * post[i]) * scale[0]
+        if pre.shape[0] > 0:
+            s = inverse_rms(out[r], eps)
+            for i in range(h.shape[1]):
+                normed[r, i] = out[r, i] * s * pre[i]
+
+
+@njit(cache=True, error_model="numpy")
+def turn(x, weight, cos, sin, eps, out):
+    """One head: norm, weight, then the first pairs (j, j + dim/2) turned."""
+    half, rotated, scale = x.shape[0] // 2, cos.shape[0], inverse_rms(x, eps)
+    for i in range(x.shape[0]):
+        out[i] = x[i] * scale * weight[i]
+    for j in range(rotated):
+        a, b = out[j], out[half + j]
+        out[j] = a * cos[j] - b * sin[j]
+        out[half + j] = b * cos[j] + a * sin[j]
+
+
+@njit(cache=True, error_model="numpy")
+def rope_queries(qkv, weight, cos, sin, positions, eps, q):
+    dim = weight.shape[0]
+    for r in range(qkv.shape[0]):
+        p = positions[r]
+        for h in range(q.shape[1]):
+            turn(qkv[r, h * dim : (h + 1) * dim], weight, cos[p], sin[p], eps, q[r, h])
+
+
+@njit(cache=True, error_model="numpy")
+def slot_of(position, table, page):
+    return table[(position // page) % table.shape[0]] * page + position % page
+
+
+@njit(cache=True, error_model="numpy")
+def write_kv(qkv, start, weight, cos, sin, positions, eps, keys, values, table, page):
+    """Keys from column `start`, values after them, or from the same columns where the projection ends there."""
+    dim, kv_heads = weight.shape[0], keys.shape[1]
+    v_start = start if qkv.shape[1] == start + kv_heads * dim else start + kv_heads * dim
+    for r in range(qkv.shape[0]):
+        p = positions[r]
+        slot = slot_of(p, table, page)
+        for h in range(kv_heads):
+            k = qkv[r, start + h * dim : start + (h + 1) * dim]
+            v = qkv[r, v_start + h * dim : v_start + (h + 1) * dim]
+            turn(k, weight, cos[p], sin[p], eps, keys[slot, h])
+            scale = inverse_rms(v, eps)
+            for i in range(dim):
+                values[slot, h, i] = v[i] * scale
+
+
+@njit(cache=True, error_model="numpy")
+def _attend_head(q, keys, values, head, slots, scores, out):
+    """One query head over the slots of its keys, oldest first."""
+    m = slots.shape[0]
+    peak = F32(-np.inf)
+    for i in range(m):
+        scores[i] = dot(q, keys[slots[i], head])
+        peak = max(peak, scores[i])
+    for i in range(m):
+        scores[i] = exp32(scores[i] - peak)
+    total = F32(0.0)
+    for i in range(m):
+        total += scores[i]
+    out[:] = F32(0.0)
+    for i in range(m):
+        weight, value = scores[i], values[slots[i], head]
+        for d in range(out.shape[0]):
+            out[d] += weight * value[d]
+    inverse = F32(1.0) / total
+    for d in range(out.shape[0]):
+        out[d] *= inverse
+
+
+@njit(cache=True, error_model="numpy")
+def _attend_row(q, keys, values, table, page, first, last, out):
+    heads, dim, group = q.shape[0], q.shape[1], q.shape[0] // keys.shape[1]
+    slots = np.empty(last - first + 1, np.int64)
+    for i in range(slots.shape[0]):
+        slots[i] = slot_of(first + i, table, page)
+    scores = np.empty(slots.shape[0], np.float32)
+    for h in range(heads):
+        _attend_head(q[h], keys, values, h // group, slots, scores, out[h * dim : (h + 1) * dim])
+
+
+@njit(cache=True, error_model="numpy")
+def attention(q, keys, values, table, page, first, last, out):
+    for r in range(q.shape[0]):
+        _attend_row(q[r], keys, values, table, page, first[r], last[r], out[r])
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def attention_parallel(q, keys, values, table, page, first, last, out):
+    for r in prange(q.shape[0]):
+        _attend_row(q[r], keys, values, table, page, first[r], last[r], out[r])
+
+
+@njit(cache=True, error_model="numpy")
+def gelu(x):
+    """The tanh form: x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    u = F32(2.0 * 0.7978845608028654) * (x + F32(0.044715) * x * x * x)
+    return x / (F32(1.0) + exp32(min(-u, F32(87.0))))
+
+
+@njit(cache=True, error_model="numpy")
+def gelu_mul(gate, value, out):
+    for r in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[r, i] = gelu(gate[r, i]) * value[r, i]
+
+
+@njit(cache=True, error_model="numpy")
+def mix_ple(context, token, weight, scale, eps, out):
+    dim, half = weight.shape[0], F32(math.sqrt(0.5))
+    row = np.empty(dim, np.float32)
+    for r in range(out.shape[0]):
+        for layer in range(out.shape[1]):
+            at = layer * dim
+            for i in range(dim):
+                row[i] = context[r, at + i] * F32(scale)
+            s = inverse_rms(row, eps)
+            for i in range(dim):
+                out[r, layer, i] = (row[i] * s * weight[i] + token[r, at + i]) * half
+
+
+@njit(cache=True, error_model="numpy")
+def embed_panels(panels, ids, scale, out):
+    """Rows of a weight stored in panels of fp32."""
+    for r in range(ids.shape[0]):
+        p, c = ids[r] // PANEL, ids[r] % PANEL
+        for k in range(out.shape[1]):
+            out[r, k] = panels[p, k, c] * F32(scale)
+
+
+@njit(cache=True, error_model="numpy")
+def embed_panels_bf16(panels, ids, scale, out):
+    for r in range(ids.shape[0]):
+        p, c = ids[r] // PANEL, ids[r] % PANEL
+        for k in range(out.shape[1]):
+            out[r, k] = bits_to_f32(np.int32(np.uint32(panels[p, k, c]) << np.uint32(16))) * F32(scale)
+
+
+@njit(cache=True, error_model="numpy")
+def embed_rows(table, ids, scale, out):
+    for r in range(ids.shape[0]):
+        for k in range(out.shape[1]):
+            out[r, k] = table[ids[r], k] * F32(scale)
+
+
+@njit(cache=True, error_model="numpy")
+def embed_rows_bf16(table, ids, scale, out):
+    for r in range(ids.shape[0]):
+        for k in range(out.shape[1]):
+            out[r, k] = bits_to_f32(np.int32(np.uint32(table[ids[r], k]) << np.uint32(16))) * F32(scale)
+
+
+@njit(cache=True, error_model="numpy", fastmath=REDUCE)
+def _dot_bf16(x, bits):
+    total = F32(0.0)
+    for i in range(x.shape[0]):
+        total += x[i] * bits_to_f32(np.int32(np.uint32(bits[i]) << np.uint32(16)))
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def gather_linear(x, table, ids, out):
+    for r in range(ids.shape[0]):
+        for i in range(ids.shape[1]):
+            out[r, i] = dot(x[r], table[ids[r, i]])
+
+
+@njit(cache=True, error_model="numpy")
+def gather_linear_bf16(x, table, ids, out):
+    for r in range(ids.shape[0]):
+        for i in range(ids.shape[1]):
+            out[r, i] = _dot_bf16(x[r], table[ids[r, i]])
+
+
+@njit(cache=True, error_model="numpy")
+def softcap(logits, cap, out):
+    """cap * tanh(x / cap), tanh(z) = 1 - 2 / (1 + e^2z)."""
+    twice = F32(2.0 / cap)
+    for r in range(logits.shape[0]):
+        for i in range(logits.shape[1]):
+            e = exp32(min(max(logits[r, i] * twice, F32(-80.0)), F32(80.0)))
+            out[r, i] = F32(cap) * (F32(1.0) - F32(2.0) / (F32(1.0) + e))
+
+
+@njit(cache=True, error_model="numpy")
+def top(x, count, ids, values):
+    """Insertion into a sorted short list: one comparison for almost every entry."""
+    for r in range(x.shape[0]):
+        filled = 0
+        for i in range(x.shape[1]):
+            value = x[r, i]
+            if filled == count and not value > values[r, count - 1]:
+                continue
+            at = min(filled, count - 1)
+            while at > 0 and value > values[r, at - 1]:
+                values[r, at], ids[r, at] = values[r, at - 1], ids[r, at - 1]
+                at -= 1
+            values[r, at], ids[r, at] = value, i
+            filled = min(filled + 1, count)
+
+
+@njit(cache=True, error_model="numpy")
+def route(scores, expert_scale, ids, weights):
+    """Softmax of the chosen scores equals the renormalised softmax of all."""
+    top(scores, ids.shape[1], ids, weights)
+    for r in range(ids.shape[0]):
+        total, peak = F32(0.0), weights[r, 0]
+        for i in range(ids.shape[1]):
+            weights[r, i] = exp32(weights[r, i] - peak)
+            total += weights[r, i]
+        for i in range(ids.shape[1]):
+            weights[r, i] = weights[r, i] / total * expert_scale[ids[r, i]]
+
+
+@njit(cache=True, error_model="numpy")
+def combine(parts, weights, out):
+    """out[r] = sum over rank of weights[r, rank] * parts[r, rank], in rank order."""
+    out[:] = F32(0.0)
+    for r in range(out.shape[0]):
+        for rank in range(weights.shape[1]):
+            for i in range(out.shape[1]):
+                out[r, i] += weights[r, rank] * parts[r, rank, i]
+
+
+@njit(cache=True, error_model="numpy")
+def _multiply_words(a, b):
+    product = np.uint64(a) * np.uint64(b)
+    return np.uint32(product >> np.uint64(32)), np.uint32(product & np.uint64(0xFFFFFFFF))
+
+
+@njit(cache=True, error_model="numpy")
+def philox_gumbel(seed, position, ids, out):
+    """`paceline.kernels.reference.philox_gumbel`, without temporaries."""
+    for i in range(ids.shape[0]):
+        c0, c1, c2, c3 = np.uint32(ids[i]), np.uint32(position), np.uint32(position >> np.uint64(32)), np.uint32(0)
+        k0, k1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+        for _ in range(10):
+            h0, l0 = _multiply_words(c0, np.uint32(0xD2511F53))
+            h1, l1 = _multiply_words(c2, np.uint32(0xCD9E8D57))
+            c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+            k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
+        bits = (np.uint64(c0) << np.uint64(21)) | (np.uint64(c1) >> np.uint64(11))
+        out[i] = -math.log(-math.log((float(bits) + 0.5) * 2.0**-53))

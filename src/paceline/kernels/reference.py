@@ -1,0 +1,206 @@
+"""Every operation in plain PyTorch: the specification the fast backends are tested against.
+
+Differentiable throughout, so training runs on it too. It makes no promise about row counts: the library beneath
+picks other arithmetic for other shapes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.kernels import Heads, LayerView, Rope
+
+
+class TorchMatrix:
+    """A weight as PyTorch has it: `tensor` [rows, cols]."""
+
+    def __init__(self, rows: int, cols: int, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.rows, self.cols = rows, cols
+        self.tensor = torch.empty(rows, cols, dtype=dtype, device=device)
+
+    def write(self, row: int, tensor: Tensor) -> None:
+        """Copies `tensor` [n, cols] into rows row .. row + n - 1."""
+        self.tensor.data[row : row + len(tensor)] = tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this weight holds."""
+        return self.tensor.nbytes
+
+
+class TorchOps:
+    """See `paceline.kernels.Ops` for shapes."""
+
+    name = "reference"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> TorchMatrix:
+        return TorchMatrix(rows, cols, dtype, self.device)
+
+    def array(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    def tensor(self, array: Tensor) -> Tensor:
+        return array.detach().cpu()
+
+    def embed(self, weight: TorchMatrix, ids: Tensor, scale: float) -> Tensor:
+        return F.embedding(ids, weight.tensor).float() * scale
+
+    def linear(self, x: Tensor, weight: TorchMatrix) -> Tensor:
+        return F.linear(x, weight.tensor.to(x.dtype))
+
+    def concat(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b], dim=-1)
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        wide = x.float()
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return y if weight is None else y * weight
+
+    def add_norm(
+        self, h: Tensor, y: Tensor, post: Tensor, pre: Tensor | None, scale: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor | None]:
+        h = (h + self.rms_norm(y, post, eps)) * scale
+        return h, None if pre is None else self.rms_norm(h, pre, eps)
+
+    def rope_write(self, qkv: Tensor, heads: Heads, rope: Rope, positions: Tensor, view: LayerView | None) -> Tensor:
+        q, k, v = split_heads(qkv, heads)
+        if view is not None:
+            self.write_kv(k, v, heads, rope, positions, view)
+        return turn(self.rms_norm(q, heads.q_norm, heads.eps), rope, positions)
+
+    def write_kv(self, k: Tensor, v: Tensor, heads: Heads, rope: Rope, positions: Tensor, view: LayerView) -> None:
+        """Normalised, turned keys and unit-normed values, into their slots."""
+        slots = slots_of(view, positions)
+        view.keys[slots] = turn(self.rms_norm(k, heads.k_norm, heads.eps), rope, positions)
+        view.values[slots] = self.rms_norm(v, None, heads.eps)
+
+    def attention(self, q: Tensor, view: LayerView, first: Tensor, last: Tensor) -> Tensor:
+        group = q.shape[1] // view.keys.shape[1]
+        out = torch.empty_like(q)
+        for r in range(len(q)):
+            slots = slots_of(view, torch.arange(int(first[r]), int(last[r]) + 1, device=q.device))
+            keys = view.keys[slots].repeat_interleave(group, dim=1)  # [m, heads, dim]
+            values = view.values[slots].repeat_interleave(group, dim=1)
+            weights = torch.einsum("hd,mhd->hm", q[r], keys).softmax(-1)
+            out[r] = torch.einsum("hm,mhd->hd", weights, values)
+        return out.flatten(1)
+
+    def geglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.gelu_mul(gate, up)
+
+    def gelu_mul(self, gate: Tensor, value: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * value
+
+    def mix_ple(self, context: Tensor, token: Tensor, weight: Tensor, scale: float, eps: float) -> Tensor:
+        shape = (len(context), -1, len(weight))
+        return (self.rms_norm(context.reshape(shape) * scale, weight, eps) + token.reshape(shape)) * 2**-0.5
+
+    def ple_row(self, ple: Tensor, layer: int) -> Tensor:
+        return ple[:, layer]
+
+    def scale_columns(self, x: Tensor, weight: Tensor, scale: float) -> Tensor:
+        return x * weight * scale
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def route(self, scores: Tensor, active: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = scores.float().softmax(-1).topk(active, dim=-1)
+        return ids, weights / weights.sum(-1, keepdim=True) * expert_scale[ids]
+
+    def experts(
+        self, x: Tensor, ids: Tensor, weights: Tensor, gate_up: list[TorchMatrix], down: list[TorchMatrix]
+    ) -> Tensor:
+        rows = []
+        for r in range(len(x)):
+            total = torch.zeros_like(x[r])
+            for expert, weight in zip(ids[r].tolist(), weights[r], strict=True):
+                total = total + self.linear(self.geglu(self.linear(x[r : r + 1], gate_up[expert])), down[expert])[0] * weight
+            rows.append(total)
+        return torch.stack(rows)
+
+    def softcap(self, logits: Tensor, cap: float) -> Tensor:
+        return cap * torch.tanh(logits / cap)
+
+    def gather_linear(self, x: Tensor, weight: TorchMatrix, ids: Tensor) -> Tensor:
+        return torch.einsum("nd,nmd->nm", x, weight.tensor[ids].to(x.dtype))
+
+    def gather_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        return table[ids].flatten(1)
+
+    def top(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        values, indices = x.sort(dim=-1, descending=True, stable=True)
+        return indices[:, :count], values[:, :count]
+
+    def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
+        return x[start:stop]
+
+    def gumbel(self, seed: int, position: int, ids: Tensor) -> Tensor:
+        noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
+        return torch.from_numpy(noise).to(self.device)
+
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
+        return torch.zeros(slots, kv_heads, head_dim, device=self.device)
+
+
+def slots_of(view: LayerView, positions: Tensor) -> Tensor:
+    """The slots of absolute positions [m], by the rule in `LayerView`."""
+    pages = view.table[(positions // view.page) % len(view.table)].long()
+    return pages * view.page + positions % view.page
+
+
+def split_heads(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """[n, all * dim] as (q, k, v), [n, heads, dim] each; v is the raw k where the projection has no v of its own."""
+    split = qkv.reshape(len(qkv), -1, len(heads.q_norm))
+    q, kv = split[:, : heads.count], split[:, heads.count :]
+    if heads.k_eq_v:
+        return q, kv, kv
+    k, v = kv.chunk(2, dim=1)
+    return q, k, v
+
+
+def turn(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
+    """Rotates pairs (j, j + dim/2) of x [n, heads, dim] by each row's position, for the first `rotated` j."""
+    half, rotated = x.shape[-1] // 2, rope.cos.shape[1]
+    cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
+    a, b = x[..., :rotated], x[..., half : half + rotated]
+    return torch.cat(
+        [a * cos - b * sin, x[..., rotated:half], b * cos + a * sin, x[..., half + rotated :]], dim=-1
+    )
+
+
+def philox_gumbel(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """`Ops.gumbel` in NumPy; ids uint64 [m], result float64 [m]."""
+    mask = np.uint64(0xFFFFFFFF)
+    c = [ids & mask, np.full_like(ids, position & 0xFFFFFFFF), np.full_like(ids, position >> 32), np.zeros_like(ids)]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+        c = [(p1 >> np.uint64(32)) ^ c[1] ^ k0, p1 & mask, (p0 >> np.uint64(32)) ^ c[3] ^ k1, p0 & mask]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    bits = (c[0] << np.uint64(21)) | (c[1] >> np.uint64(11))
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
+
+
+def rope_tables(theta: float, rotated: int, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, rotated] in fp32; exponents divide by the whole head size, also when few pairs turn."""
+    inverse = 1.0 / theta ** (torch.arange(0, 2 * rotated, 2, dtype=torch.int64).float() / head_dim)
+    angles = torch.arange(length).float()[:, None] * inverse
+    return angles.cos(), angles.sin()
+
+
+def embed_scale(hidden: int, dtype: torch.dtype) -> float:
+    """sqrt(hidden), rounded to the weight's dtype as the models were trained (E2B: 39.25, not 39.19)."""
+    return float(torch.tensor(math.sqrt(hidden)).to(dtype))

@@ -1,0 +1,172 @@
+"""The CPU matmul: one hand-written vector loop, compiled by LLVM for the machine it runs on.
+
+Weights lie in panels of 64 columns, [panels, K, 64], so a panel streams from memory in one piece. The inner loop
+keeps a tile of `rows x columns` sums in registers and walks K in order, one fused multiply-add a step. A row's sum is
+therefore the same chain of operations whether it runs alone or beside others: row-count invariance by construction.
+bf16 weights are widened in registers, so they cost half the memory traffic and give the bits of their fp32 copies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+PANEL = 64
+# Below this many multiply-adds, waking a second thread costs more than it brings (a few microseconds).
+PARALLEL_WORK = 400_000
+
+_HAS_512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+# (lanes, vectors, rows) of the register tile: 6 x 4 of 32 registers with AVX-512, 4 x 2 of 16 otherwise.
+LANES, VECTORS, TILE = (16, 4, 6) if _HAS_512 else (8, 2, 4)
+
+_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_VEC = ir.VectorType(_F32, LANES)
+
+
+def _i64(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _load_weights(b: ir.IRBuilder, base: ir.Value, narrow: bool) -> list[ir.Value]:
+    """`VECTORS` vectors of fp32 weights at `base`; bf16 is the upper half of an fp32."""
+    loaded = []
+    for j in range(VECTORS):
+        address = b.gep(base, [_i64(j * LANES)])
+        if narrow:
+            raw = b.load(b.bitcast(address, ir.VectorType(_I16, LANES).as_pointer()), align=2)
+            wide = ir.VectorType(_I32, LANES)
+            loaded.append(b.bitcast(b.shl(b.zext(raw, wide), ir.Constant(wide, [16] * LANES)), _VEC))
+        else:
+            loaded.append(b.load(b.bitcast(address, _VEC.as_pointer()), align=4))
+    return loaded
+
+
+def _broadcast(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    undefined = ir.Constant(_VEC, ir.Undefined)
+    first = b.insert_element(undefined, b.load(address), ir.Constant(_I32, 0))
+    return b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _emit_tile(b: ir.IRBuilder, args: tuple[ir.Value, ...], rows: int, narrow: bool) -> None:
+    """y[r, :] = sum over k of x[r, k] * w[k, :], for `rows` rows and LANES * VECTORS columns, sums in registers."""
+    x, x_stride, w, length, y, y_stride = args
+    fma = b.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (), ir.FunctionType(_VEC, [_VEC] * 3))
+    x_rows = [b.gep(x, [b.mul(x_stride, _i64(r))]) for r in range(rows)]
+    entry, loop, done = b.block, b.append_basic_block("k"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    k = b.phi(_I64)
+    k.add_incoming(_i64(0), entry)
+    sums = [[b.phi(_VEC) for _ in range(VECTORS)] for _ in range(rows)]
+    weights = _load_weights(b, b.gep(w, [b.mul(k, _i64(PANEL))]), narrow)
+    new = []
+    for r in range(rows):
+        value = _broadcast(b, b.gep(x_rows[r], [k]))
+        new.append([b.call(fma, [value, weights[j], sums[r][j]]) for j in range(VECTORS)])
+    following = b.add(k, _i64(1))
+    k.add_incoming(following, loop)
+    for old_row, new_row in zip(sums, new, strict=True):
+        for old, value in zip(old_row, new_row, strict=True):
+            old.add_incoming(ir.Constant(_VEC, [0.0] * LANES), entry)
+            old.add_incoming(value, loop)
+    b.cbranch(b.icmp_signed("<", following, length), loop, done)
+    b.position_at_end(done)
+    for r in range(rows):
+        row = b.gep(y, [b.mul(y_stride, _i64(r))])
+        for j in range(VECTORS):
+            b.store(new[r][j], b.bitcast(b.gep(row, [_i64(j * LANES)]), _VEC.as_pointer()), align=4)
+
+
+def _tile(rows: int) -> Any:
+    """The register tile for a fixed number of rows, as a function Numba can inline."""
+
+    @intrinsic
+    def tile(_context: Any, x: Any, x_stride: Any, w: Any, length: Any, y: Any, y_stride: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            _emit_tile(builder, args, rows, signature.args[2].dtype == types.uint16)
+            return context.get_dummy_value()
+
+        return types.void(x, x_stride, w, length, y, y_stride), generate
+
+    return tile
+
+
+@intrinsic
+def _address(_context: Any, array: Any, offset: Any) -> Any:
+    """A pointer to element `offset` of a contiguous array."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.gep(data, [args[1]])
+
+    return types.CPointer(array.dtype)(array, offset), generate
+
+
+_tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (_tile(rows) for rows in range(1, 7))
+
+
+@njit(cache=True, error_model="numpy")
+def _block(x, w, y, w_at, r, y_at, stride):
+    """Columns of one register tile for rows r .. of x, at most TILE of them; returns how many rows it did."""
+    length = x.shape[1]
+    rows = min(x.shape[0] - r, TILE)
+    xp, wp, yp = _address(x, r * length), _address(w, w_at), _address(y, y_at)
+    if rows == 1:
+        _tile_1(xp, length, wp, length, yp, stride)
+    elif rows == 2:
+        _tile_2(xp, length, wp, length, yp, stride)
+    elif rows == 3:
+        _tile_3(xp, length, wp, length, yp, stride)
+    elif rows == 4:
+        _tile_4(xp, length, wp, length, yp, stride)
+    elif rows == 5:
+        _tile_5(xp, length, wp, length, yp, stride)
+    else:
+        _tile_6(xp, length, wp, length, yp, stride)
+    return rows
+
+
+@njit(cache=True, error_model="numpy")
+def _panel(x, w, y, p):
+    """y[:, panel p] = x @ panel p. The last panel of an odd width goes through a scratch row block."""
+    n, length, width = x.shape[0], x.shape[1], y.shape[1]
+    whole = (p + 1) * PANEL <= width
+    target = y if whole else np.empty((n, PANEL), np.float32)
+    stride = width if whole else PANEL
+    start = p * PANEL if whole else 0
+    for c in range(0, PANEL, LANES * VECTORS):
+        r = 0
+        while r < n:
+            r += _block(x, w, target, p * length * PANEL + c, r, r * stride + start + c, stride)
+    if not whole:
+        y[:, p * PANEL :] = target[:, : width - p * PANEL]
+
+
+@njit(cache=True, error_model="numpy")
+def _matmul_serial(x, w, y):
+    for p in range(w.shape[0]):
+        _panel(x, w, y, p)
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def _matmul_parallel(x, w, y):
+    for p in prange(w.shape[0]):
+        _panel(x, w, y, p)
+
+
+def matmul(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
+    """y [n, N] = x [n, K] @ w, w in panels [ceil(N / 64), K, 64] of fp32, or of bf16 bits as uint16.
+
+    Threads share panels, never a sum, so the number of threads changes no bit either.
+    """
+    if len(x) * w.size < PARALLEL_WORK or numba.get_num_threads() == 1:
+        _matmul_serial(x, w, y)
+    else:
+        _matmul_parallel(x, w, y)

@@ -1,0 +1,156 @@
+"""One Gemma 4 decoder layer, shared by targets and drafters. The forward reads like the architecture's description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.config import LayerConfig, TextConfig
+from paceline.kernels import Array, Heads, LayerView, Matrix, Ops, Rope
+from paceline.models.plan import Plan
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts beside the dense MLP, with its router and its own three norms."""
+
+    router: Matrix
+    router_scale: Array
+    expert_scale: Array
+    gate_up: list[Matrix]
+    down: list[Matrix]
+    dense_norm: Array
+    input_norm: Array
+    output_norm: Array
+    active: int
+
+
+@dataclass(frozen=True)
+class PerLayerInput:
+    """The per-layer embedding's gate into the residual stream (E2B, E4B)."""
+
+    gate: Matrix
+    projection: Matrix
+    norm: Array
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one layer. `qkv` holds queries, then keys and values where the layer owns them."""
+
+    config: LayerConfig
+    eps: float
+    heads: Heads
+    qkv: Matrix
+    output: Matrix
+    gate_up: Matrix
+    down: Matrix
+    input_norm: Array
+    post_attention_norm: Array
+    pre_mlp_norm: Array
+    post_mlp_norm: Array
+    scalar: Array
+    one: Array
+    per_layer_input: PerLayerInput | None
+    experts: Experts | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What attention needs to know about the rows of a pass in one kind of layer.
+
+    positions, first, last: [n] int64; row r sits at positions[r] and attends positions first[r] .. last[r].
+    """
+
+    positions: Array
+    first: Array
+    last: Array
+    rope: Rope
+
+
+def build_layer(plan: Plan, config: TextConfig, index: int, prefix: str, owns_kv: bool) -> Layer:
+    """The weights of layer `index`, whose tensors are called `prefix`...; registers them in `plan`."""
+    c, attention = config.layers[index], f"{prefix}.self_attn"
+    q_norm = plan.vector(f"{attention}.q_norm.weight", c.head_dim)
+    parts = {f"{attention}.q_proj.weight": c.heads * c.head_dim}
+    if owns_kv:
+        parts[f"{attention}.k_proj.weight"] = c.kv_heads * c.head_dim
+        if not c.k_eq_v:
+            parts[f"{attention}.v_proj.weight"] = c.kv_heads * c.head_dim
+    k_norm = plan.vector(f"{attention}.k_norm.weight", c.head_dim) if owns_kv else q_norm
+    mlp, hidden = f"{prefix}.mlp", config.hidden
+    gate_up = {f"{mlp}.gate_proj.weight": c.intermediate, f"{mlp}.up_proj.weight": c.intermediate}
+    return Layer(
+        config=c,
+        eps=config.eps,
+        heads=Heads(c.heads, c.k_eq_v, q_norm, k_norm, config.eps),
+        qkv=plan.matrix(parts, hidden),
+        output=plan.matrix({f"{attention}.o_proj.weight": hidden}, c.heads * c.head_dim),
+        gate_up=plan.matrix(gate_up, hidden),
+        down=plan.matrix({f"{mlp}.down_proj.weight": hidden}, c.intermediate),
+        input_norm=plan.vector(f"{prefix}.input_layernorm.weight", hidden),
+        post_attention_norm=plan.vector(f"{prefix}.post_attention_layernorm.weight", hidden),
+        pre_mlp_norm=plan.vector(f"{prefix}.pre_feedforward_layernorm.weight", hidden),
+        post_mlp_norm=plan.vector(f"{prefix}.post_feedforward_layernorm.weight", hidden),
+        scalar=plan.vector(f"{prefix}.layer_scalar", 1),
+        one=plan.one,
+        per_layer_input=_build_ple(plan, config, prefix) if config.ple_dim else None,
+        experts=_build_experts(plan, config, prefix) if config.experts else None,
+    )
+
+
+def _build_ple(plan: Plan, config: TextConfig, prefix: str) -> PerLayerInput:
+    return PerLayerInput(
+        gate=plan.matrix({f"{prefix}.per_layer_input_gate.weight": config.ple_dim}, config.hidden),
+        projection=plan.matrix({f"{prefix}.per_layer_projection.weight": config.hidden}, config.ple_dim),
+        norm=plan.vector(f"{prefix}.post_per_layer_input_norm.weight", config.hidden),
+    )
+
+
+def _build_experts(plan: Plan, config: TextConfig, prefix: str) -> Experts:
+    assert config.experts is not None
+    count, size, hidden = config.experts.count, config.experts.intermediate, config.hidden
+    return Experts(
+        router=plan.matrix({f"{prefix}.router.proj.weight": count}, hidden),
+        router_scale=plan.vector(f"{prefix}.router.scale", hidden),
+        expert_scale=plan.vector(f"{prefix}.router.per_expert_scale", count),
+        gate_up=plan.stack(f"{prefix}.experts.gate_up_proj", count, 2 * size, hidden),
+        down=plan.stack(f"{prefix}.experts.down_proj", count, hidden, size),
+        dense_norm=plan.vector(f"{prefix}.post_feedforward_layernorm_1.weight", hidden),
+        input_norm=plan.vector(f"{prefix}.pre_feedforward_layernorm_2.weight", hidden),
+        output_norm=plan.vector(f"{prefix}.post_feedforward_layernorm_2.weight", hidden),
+        active=config.experts.active,
+    )
+
+
+def attend(ops: Ops, layer: Layer, x: Array, rows: Rows, view: LayerView, owns_kv: bool = True) -> Array:
+    """Attention of normalised input x [n, hidden], writing this layer's keys and values first if it owns them."""
+    q = ops.rope_write(ops.linear(x, layer.qkv), layer.heads, rows.rope, rows.positions, view if owns_kv else None)
+    return ops.linear(ops.attention(q, view, rows.first, rows.last), layer.output)
+
+
+def feed_forward(ops: Ops, layer: Layer, h: Array, x: Array) -> Array:
+    """The dense MLP of x [n, hidden], plus the experts' answer to the residual stream h where there are experts."""
+    dense = ops.linear(ops.geglu(ops.linear(x, layer.gate_up)), layer.down)
+    return dense if layer.experts is None else _mixture(ops, layer, layer.experts, h, dense)
+
+
+def _mixture(ops: Ops, layer: Layer, e: Experts, h: Array, dense: Array) -> Array:
+    hidden = layer.down.rows
+    # The router sees the raw residual stream, the experts a norm of it, neither the dense branch.
+    seen = ops.scale_columns(ops.rms_norm(h, None, layer.eps), e.router_scale, hidden**-0.5)
+    ids, weights = ops.route(ops.linear(seen, e.router), e.active, e.expert_scale)
+    sparse = ops.experts(ops.rms_norm(h, e.input_norm, layer.eps), ids, weights, e.gate_up, e.down)
+    return ops.add(ops.rms_norm(dense, e.dense_norm, layer.eps), ops.rms_norm(sparse, e.output_norm, layer.eps))
+
+
+def finish(ops: Ops, layer: Layer, h: Array, y: Array, ple: Array | None, norm: Array) -> tuple[Array, Array]:
+    """Adds the MLP's result y to the stream h, then the per-layer input, then scales.
+
+    Returns the new stream and its norm by the next block's weight.
+    """
+    p = layer.per_layer_input
+    if p is None:
+        return ops.add_norm(h, y, layer.post_mlp_norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]
+    h, _ = ops.add_norm(h, y, layer.post_mlp_norm, None, layer.one, layer.eps)
+    y = ops.linear(ops.gelu_mul(ops.linear(h, p.gate), ple), p.projection)
+    return ops.add_norm(h, y, p.norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]

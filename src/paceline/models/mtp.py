@@ -1,0 +1,96 @@
+"""Gemma 4's MTP drafter: query-only layers over the target's own keys and values.
+
+It has no cache. One step reads the target's embedding of a token and a hidden state of the target's width, and
+returns logits for the next token and the hidden state for the step after.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from paceline.cache import KVCache
+from paceline.config import FULL, SLIDING, DrafterConfig, TextConfig
+from paceline.errors import CheckpointError
+from paceline.kernels import Array, Ops
+from paceline.models.gemma4 import Target
+from paceline.models.layers import Rows, attend, build_layer, feed_forward, finish
+from paceline.models.plan import Plan
+
+
+class MtpDrafter:
+    """Weights and one draft step of an assistant checkpoint."""
+
+    def __init__(self, config: DrafterConfig, target: TextConfig, plan: Plan) -> None:
+        check_pair(config, target)
+        self.config, self.ops = config, plan.ops
+        text = config.text
+        self.kv_layers = [target.last_owner(layer.kind) for layer in text.layers]
+        self.window = next((x.window for x in text.layers if x.window is not None), None)
+        self.pre_projection = plan.matrix({"pre_projection.weight": text.hidden}, 2 * config.backbone_hidden)
+        self.layers = [build_layer(plan, text, i, f"model.layers.{i}", False) for i in range(len(text.layers))]
+        self.norm = plan.vector("model.norm.weight", text.hidden)
+        self.post_projection = plan.matrix({"post_projection.weight": config.backbone_hidden}, text.hidden)
+        # The centroid head only ever gathers rows; the dense head multiplies the whole table.
+        head = {"model.embed_tokens.weight": text.vocab}
+        self.head = plan.matrix(head, text.hidden, table=config.centroids is not None)
+        if config.centroids is not None:
+            self._build_centroids(plan, config.centroids.count)
+
+    def _build_centroids(self, plan: Plan, count: int) -> None:
+        text = self.config.text
+        self.centroids = plan.matrix({"masked_embedding.centroids.weight": count}, text.hidden)
+        ordering = plan.indices("masked_embedding.token_ordering", text.vocab)
+        self.clusters = ordering.reshape(count, text.vocab // count)
+
+    def rows(self, target: Target, cache: KVCache, position: int) -> dict[str, Rows]:
+        """What one query at the constant `position` attends: the last window of the cache, or all of it."""
+        here = self.ops.array(torch.tensor([position]))
+        last = self.ops.array(torch.tensor([cache.length - 1]))
+        rows = {}
+        for kind, reach in ((SLIDING, self.window or 0), (FULL, cache.length)):
+            layer = next((x for x in self.config.text.layers if x.kind == kind), None)
+            if layer is not None:
+                first = self.ops.array(torch.tensor([max(0, cache.length - reach)]))
+                rows[kind] = Rows(here, first, last, target.ropes.get(layer, position + 1))
+        return rows
+
+    def step(self, embedded: Array, hidden: Array, rows: dict[str, Rows], cache: KVCache) -> tuple[Array, Array]:
+        """One draft step: (normed state y [1, h] for the head, next hidden state [1, backbone]).
+
+        embedded: the target's scaled embedding of the last token [1, backbone]; hidden: the state that predicted it.
+        """
+        ops, layers = self.ops, self.layers
+        h = ops.linear(ops.concat(embedded, hidden), self.pre_projection)
+        x = ops.rms_norm(h, layers[0].input_norm, self.config.text.eps)
+        for i, layer in enumerate(layers):
+            y = attend(ops, layer, x, rows[layer.config.kind], cache.view(self.kv_layers[i]), owns_kv=False)
+            h, x = ops.add_norm(h, y, layer.post_attention_norm, layer.pre_mlp_norm, layer.one, layer.eps)
+            following = layers[i + 1].input_norm if i + 1 < len(layers) else self.norm
+            h, x = finish(ops, layer, h, feed_forward(ops, layer, h, x), None, following)
+        return x, ops.linear(x, self.post_projection)
+
+    def logits(self, y: Array) -> tuple[Array, Array | None]:
+        """Scores of the next token: ([n, vocab], None), or with centroids ([n, m], ids [n, m]) of the best clusters."""
+        if self.config.centroids is None:
+            return self.ops.linear(y, self.head), None
+        best, _ = self.ops.top(self.ops.linear(y, self.centroids), self.config.centroids.active)
+        ids = self.ops.gather_rows(self.clusters, best)
+        return self.ops.gather_linear(y, self.head, ids), ids
+
+
+def check_pair(drafter: DrafterConfig, target: TextConfig) -> None:
+    """Refuses a drafter that was made for another target, naming the first size that differs."""
+    facts = [("hidden size", drafter.backbone_hidden, target.hidden), ("vocabulary", drafter.text.vocab, target.vocab)]
+    for layer in drafter.text.layers:
+        if layer.kind not in {target.layers[i].kind for i in target.kv_owners}:
+            raise CheckpointError(f"the drafter reads {layer.kind} keys and values, but the target has none")
+        owner = target.layers[target.last_owner(layer.kind)]
+        facts.append((f"{layer.kind} key/value heads", layer.kv_heads, owner.kv_heads))
+        facts.append((f"{layer.kind} head size", layer.head_dim, owner.head_dim))
+        facts.append((f"{layer.kind} window", layer.window, owner.window))
+    for what, have, need in facts:
+        if have != need:
+            raise CheckpointError(f"this drafter belongs to another target: its {what} is {have}, the target's {need}")
+
+
+__all__ = ["MtpDrafter", "Ops", "check_pair"]

@@ -1,0 +1,81 @@
+"""Which tensor of a checkpoint goes where: filled while a model is built, used up while it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paceline.kernels import Array, Matrix, Ops
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor's shape in the checkpoint, where it is put, and how it is read back for export."""
+
+    shape: tuple[int, ...]
+    write: Callable[[Tensor], None]
+    read: Callable[[], Tensor]
+
+
+@dataclass
+class Plan:
+    """Builds a model's weights on one backend. `dtype_of` tells each tensor's stored dtype before it is loaded."""
+
+    ops: Ops
+    dtype_of: Callable[[str], torch.dtype]
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.one: Array = self.ops.array(torch.ones(1))
+
+    def matrix(self, parts: dict[str, int], cols: int, table: bool = False) -> Matrix:
+        """One weight made of several tensors stacked: {name: rows}. Fusing them saves passes over the input."""
+        first = next(iter(parts))
+        weight = self.ops.matrix(sum(parts.values()), cols, self.dtype_of(first), table)
+        row = 0
+        for name, rows in parts.items():
+            self.places[name] = _matrix_place(weight, row, (rows, cols))
+            row += rows
+        return weight
+
+    def vector(self, name: str, size: int) -> Array:
+        """A norm weight or another small fp32 tensor [size]."""
+        array = self.ops.array(torch.zeros(size))
+        self.places[name] = _array_place(self.ops, array, (size,))
+        return array
+
+    def indices(self, name: str, size: int) -> Array:
+        """An int64 tensor [size]."""
+        array = self.ops.array(torch.zeros(size, dtype=torch.int64))
+        self.places[name] = _array_place(self.ops, array, (size,))
+        return array
+
+    def stack(self, name: str, count: int, rows: int, cols: int) -> list[Matrix]:
+        """`count` weights stored as one tensor [count, rows, cols]."""
+        weights = [self.ops.matrix(rows, cols, self.dtype_of(name)) for _ in range(count)]
+
+        def write(tensor: Tensor) -> None:
+            for weight, part in zip(weights, tensor, strict=True):
+                weight.write(0, part)
+
+        self.places[name] = Place((count, rows, cols), write, lambda: torch.stack([_rows(w, 0, rows) for w in weights]))
+        return weights
+
+
+def _matrix_place(weight: Matrix, row: int, shape: tuple[int, int]) -> Place:
+    return Place(shape, lambda tensor: weight.write(row, tensor), lambda: _rows(weight, row, shape[0]))
+
+
+def _rows(weight: Matrix, row: int, rows: int) -> Tensor:
+    tensor: Tensor = weight.tensor  # type: ignore[attr-defined]  # export runs on the reference backend
+    return tensor.detach()[row : row + rows]
+
+
+def _array_place(ops: Ops, array: Array, shape: tuple[int, ...]) -> Place:
+    def write(tensor: Tensor) -> None:
+        array[...] = ops.array(tensor.reshape(shape))
+
+    return Place(shape, write, lambda: ops.tensor(array))
