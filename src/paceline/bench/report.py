@@ -45,7 +45,7 @@ def cautions(record: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the verdict."""
     summary, notes = record["summary"], []
     if not record["complete"]:
-        notes.append(f"The run stopped early ({record['failure'] or 'unknown reason'}): the numbers cover a part of it.")
+        notes.append(f"The run stopped early ({record['failure'] or 'unknown reason'}): the numbers cover only a part.")
     if summary["off_vs_off_equal_outputs"] not in (None, 1.0):
         notes.append("Two runs without drafting gave different texts: the engine itself is not repeatable here.")
     noise = summary["off_vs_off_ci95"]
@@ -79,8 +79,14 @@ def console_tables(record: dict[str, Any]) -> list[Table]:
 
 def _tables(summary: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
     speed = ["speed-up", "95% interval", "tokens/round", "equal", "pairs"]
-    noise = ["off / off", _times(summary["off_vs_off"]), _interval(summary["off_vs_off_ci95"]), UNKNOWN,
-             _percent(summary["off_vs_off_equal_outputs"]), UNKNOWN]
+    noise = [
+        "off / off",
+        _times(summary["off_vs_off"]),
+        _interval(summary["off_vs_off_ci95"]),
+        UNKNOWN,
+        _percent(summary["off_vs_off_equal_outputs"]),
+        UNKNOWN,
+    ]
     by_category = [_speed_row(name, block) for name, block in summary["by_category"].items()]
     by_temperature = [_speed_row(name, block) for name, block in summary["by_temperature"].items()]
     return [
@@ -132,8 +138,10 @@ def html_report(record: dict[str, Any]) -> str:
         notes,
         f"<div class=grid>{''.join(_figures(record))}</div>",
         *(_html_table(*table) for table in _tables(record["summary"])),
-        "<h2>How it was measured</h2>", *(f"<p>{escape(line)}</p>" for line in _method(record)),
-        "<h2>Machine and versions</h2>", _html_pairs(_origin(record)),
+        "<h2>How it was measured</h2>",
+        *(f"<p>{escape(line)}</p>" for line in _method(record)),
+        "<h2>Machine and versions</h2>",
+        _html_pairs(_origin(record)),
     ]
     page = files("paceline").joinpath("assets/report.html").read_text("utf-8")
     return page.replace("{{body}}", "\n".join(body))
@@ -148,7 +156,7 @@ def _figures(record: dict[str, Any]) -> list[str]:
         figures.append(_figure("Accepted drafts by position", plots.acceptance_plot(summary), _ACCEPTANCE_NOTE))
     pair = plots.typical_pair(rows)
     if pair:
-        note = f"Prompt {pair[0].prompt_id}, temperature {pair[0].temperature}: the pair nearest to the overall speed-up."
+        note = f"Prompt {pair[0].prompt_id}, temperature {pair[0].temperature}: the pair nearest the overall speed-up."
         figures.append(_figure("One text, token by token", plots.timeline_plot(pair), note))
     return [*figures, _figure("Is it more than noise?", plots.noise_plot(rows), _NOISE_NOTE)]
 
@@ -172,7 +180,7 @@ def _method(record: dict[str, Any]) -> list[str]:
         f" uncounted: {options['warmup']}.",
         "Speed-up is all seconds without drafting over all seconds with it, prompt processing included, for the same"
         " pairs: a ratio of sums, never a mean of ratios. Intervals (95%) come from 10,000 bootstrap draws of whole"
-        f" prompts, widened for few prompts as Student's t is; below {MIN_PROMPTS} prompts none is given. Tokens per round"
+        f" prompts, widened for few prompts as Student's t is; below {MIN_PROMPTS} none is given. Tokens per round"
         " counts the bonus token, so 1.00 is plain decoding. Equal means equal token ids.",
     ]
 

@@ -70,8 +70,9 @@ def _tail(clusters: int) -> float:
     Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3 (expanded percentile interval).
     """
     z, degrees = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2), clusters - 1
-    # Cornish-Fisher expansion of Student's t quantile: within 1% of the true one from 4 degrees of freedom on.
+    # Cornish-Fisher expansion of Student's t quantile: within 0.5% of the true one from 4 degrees of freedom on.
     t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
     return NormalDist().cdf(-t * math.sqrt(clusters / degrees))
 
 

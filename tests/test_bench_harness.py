@@ -1,0 +1,110 @@
+"""The order of measurements, what the arms share, and arms that are not what they are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from bench_fakes import FakeEngine, make_prompts
+
+from paceline.bench.harness import BenchOptions, arm_orders, check_arms, derive_seed, measure
+from paceline.bench.measurement import Measurement
+from paceline.errors import PacelineError, UsageError
+
+
+def run(engine: FakeEngine, prompts: int = 6, **options: object) -> list[Measurement]:
+    made = BenchOptions(**{"max_tokens": 30, "repeats": 2, **options})  # type: ignore[arg-type]
+    return list(measure(engine, make_prompts(prompts), made, clock=engine.clock))
+
+
+def test_arms_are_interleaved_and_balanced_over_places():
+    rows = run(FakeEngine(), prompts=12)
+    assert len(rows) == BenchOptions(repeats=2).count(12) == 144
+    assert [row.order for row in rows] == list(range(144))
+    for i in range(0, 144, 3):
+        assert {row.arm for row in rows[i : i + 3]} == {"off", "on", "off2"}
+        assert len({row.pair_key for row in rows[i : i + 3]}) == 1
+    places = Counter((i % 3, row.arm) for i, row in enumerate(rows))
+    assert set(places.values()) == {16}
+
+
+def test_orders_follow_the_seed():
+    first, again, other = (list(zip(range(30), arm_orders(seed), strict=False)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_arms_share_parameters_and_differ_only_in_k():
+    engine = FakeEngine()
+    rows = run(engine, k=3, temperatures=(0.0, 0.7), top_k=5, top_p=0.9, warmup=0)
+    for i in range(0, len(rows), 3):
+        group = engine.calls[i : i + 3]
+        assert len({(str(prompt), params) for prompt, params, _ in group}) == 1
+        assert sorted(k for _, _, k in group) == [0, 0, 3]
+        assert group[0][1].top_k == 5
+    assert len({row.seed for row in rows}) == 6 * 2
+    assert all(not row.drafted for row in rows if row.arm != "on")
+
+
+def test_warm_up_runs_both_ways_and_is_not_recorded():
+    engine = FakeEngine()
+    rows = run(engine, warmup=2, repeats=1, temperatures=(0.0,))
+    assert len(engine.calls) == len(rows) + 4
+    assert [k for _, _, k in engine.calls[:4]] == [0, 4, 0, 4]
+
+
+def test_seconds_are_the_clocks():
+    engine = FakeEngine()
+    rows = run(engine, warmup=0)
+    assert sum(row.seconds for row in rows) == pytest.approx(engine.now)
+    assert all(row.ttft_s == pytest.approx(row.token_times_s[0], abs=1e-6) for row in rows)
+
+
+def test_seeds_differ_by_prompt_repeat_and_seed():
+    seeds = {derive_seed(s, p, r) for s in (0, 1) for p in ("a", "b") for r in (0, 1)}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_an_arm_that_never_drafts_is_an_error():
+    rows = run(FakeEngine(drafts=False))
+    with pytest.raises(UsageError, match="on arm never drafted in 24 texts"):
+        check_arms(rows, finished=True)
+    with pytest.raises(UsageError, match="never drafted in 3 texts"):
+        check_arms(rows[:9], finished=False)
+    check_arms(rows[:3], finished=False)
+    check_arms(run(FakeEngine()), finished=True)
+
+
+def test_an_off_arm_that_drafts_is_an_error():
+    class Ignores(FakeEngine):
+        def generate(self, prompts, params, *, k):
+            return super().generate(prompts, params, k=4)
+
+    with pytest.raises(UsageError, match="off arm drafted"):
+        check_arms(run(Ignores())[:3], finished=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"k": 0}, "k must be"),
+        ({"repeats": 0}, "repeats"),
+        ({"warmup": -1}, "warmup"),
+        ({"temperatures": ()}, "temperatures must name"),
+        ({"temperatures": (0.0, 0.0)}, "temperatures must differ"),
+        ({"temperatures": (float("nan"),)}, "finite"),
+        ({"temperatures": (-1.0,)}, "temperature must be 0"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_p": 0.0}, "top_p"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], says: str):
+    with pytest.raises(UsageError, match=says):
+        BenchOptions(**options)  # type: ignore[arg-type]
+
+
+def test_prompts_must_be_given_and_unique():
+    with pytest.raises(UsageError, match="no prompts"):
+        list(measure(FakeEngine(), [], BenchOptions()))
+    with pytest.raises(PacelineError, match="same id"):
+        list(measure(FakeEngine(), make_prompts(1) * 2, BenchOptions()))
