@@ -101,9 +101,9 @@ def acceptance_plot(summary: dict[str, Any]) -> str:
         axes.set_xticks(places)
         axes.set_xlabel("draft position")
         axes.set_ylabel("fraction accepted")
-        axes.legend(frameon=False, loc="lower left", fontsize=9)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=9)
 
-    return draw("acceptance-by-position", 2.6, paint)
+    return draw("acceptance-by-position", 2.8, paint)
 
 
 def typical_pair(rows: list[Measurement]) -> Pair | None:

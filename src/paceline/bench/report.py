@@ -53,7 +53,7 @@ def cautions(record: dict[str, Any]) -> list[str]:
         notes.append(f"Off against off is {_interval(noise)}, which leaves out 1: the machine was not steady.")
     load, cores = record["provenance"]["load_before"], record["provenance"]["machine"]["cores"]
     if load and cores and load[0] > cores / 2:
-        notes.append(f"The machine was busy at the start: load {load[0]} on {cores} cores.")
+        notes.append(f"The machine was busy at the start: load {load[0]} on {cores} cores (loading counts too).")
     return notes
 
 

@@ -27,6 +27,8 @@ class Plan:
     ops: Ops
     dtype_of: Callable[[str], torch.dtype]
     places: dict[str, Place] = field(default_factory=dict)
+    matrices: list[Matrix] = field(default_factory=list)
+    vectors: list[Array] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.one: Array = self.ops.array(torch.ones(1))
@@ -35,6 +37,7 @@ class Plan:
         """One weight made of several tensors stacked: {name: rows}. Fusing them saves passes over the input."""
         first = next(iter(parts))
         weight = self.ops.matrix(sum(parts.values()), cols, self.dtype_of(first), table)
+        self.matrices.append(weight)
         row = 0
         for name, rows in parts.items():
             self.places[name] = _matrix_place(weight, row, (rows, cols))
@@ -44,6 +47,7 @@ class Plan:
     def vector(self, name: str, size: int) -> Array:
         """A norm weight or another small fp32 tensor [size]."""
         array = self.ops.array(torch.zeros(size))
+        self.vectors.append(array)
         self.places[name] = _array_place(self.ops, array, (size,))
         return array
 
@@ -56,6 +60,7 @@ class Plan:
     def stack(self, name: str, count: int, rows: int, cols: int) -> list[Matrix]:
         """`count` weights stored as one tensor [count, rows, cols]."""
         weights = [self.ops.matrix(rows, cols, self.dtype_of(name)) for _ in range(count)]
+        self.matrices.extend(weights)
 
         def write(tensor: Tensor) -> None:
             for weight, part in zip(weights, tensor, strict=True):

@@ -30,8 +30,11 @@ MIN_PROSE_LETTERS = 0.68
 MIN_PROSE_CHARS = 200
 # English running text has 0.25..0.45 of its words among these; translated pages and parameter lists have fewer.
 COMMON_WORDS = frozenset(
-    "a all an and are as at be but by can for from has have if in is it not of on one or "
-    "that the this to use used was we when which will with you".split(" ")
+    re.findall(
+        r"\w+",
+        "a all an and are as at be but by can for from has have if in is it not of on one or "
+        "that the this to use used was we when which will with you",
+    )
 )
 MIN_PROSE_COMMON = 0.22
 
@@ -89,7 +92,9 @@ def _document(row: Any, category: str) -> Document:
     return Document(category, _string(row, "source"), _string(row, "license"), _string(row, "text"))
 
 
-def _string(row: dict[str, Any], key: str) -> str:
+def _string(row: Any, key: str) -> str:
+    if not isinstance(row, dict):
+        raise TypeError("a turn is not a JSON object")
     value = row[key]
     if not isinstance(value, str):
         raise TypeError(f"{key} is not a string")
@@ -134,7 +139,7 @@ def _keep(document: Document) -> bool:
     if not text.strip() or len(_CONTROLS.findall(text)) != document.marks:
         return False
     if document.category == "chat":
-        return len(text) <= MAX_CHAT_CHARS
+        return len(text) <= MAX_CHAT_CHARS and "[asy]" not in text  # MATH's figures, drawn in Asymptote code
     if document.category == "code":
         return max(map(len, text.splitlines())) <= MAX_CODE_LINE
     return len(text) >= MIN_PROSE_CHARS and _letters(text) >= MIN_PROSE_LETTERS and _common(text) >= MIN_PROSE_COMMON
