@@ -10,6 +10,7 @@ from bench_fakes import FakeEngine, make_prompts
 from paceline.bench.harness import BenchOptions, arm_orders, check_arms, derive_seed, measure
 from paceline.bench.measurement import Measurement
 from paceline.errors import PacelineError, UsageError
+from paceline.types import Completion, Prompt, SamplingParams
 
 
 def run(engine: FakeEngine, prompts: int = 6, **options: object) -> list[Measurement]:
@@ -17,7 +18,7 @@ def run(engine: FakeEngine, prompts: int = 6, **options: object) -> list[Measure
     return list(measure(engine, make_prompts(prompts), made, clock=engine.clock))
 
 
-def test_arms_are_interleaved_and_balanced_over_places():
+def test_arms_are_interleaved_and_balanced_over_places() -> None:
     rows = run(FakeEngine(), prompts=12)
     assert len(rows) == BenchOptions(repeats=2).count(12) == 144
     assert [row.order for row in rows] == list(range(144))
@@ -28,12 +29,12 @@ def test_arms_are_interleaved_and_balanced_over_places():
     assert set(places.values()) == {16}
 
 
-def test_orders_follow_the_seed():
+def test_orders_follow_the_seed() -> None:
     first, again, other = (list(zip(range(30), arm_orders(seed), strict=False)) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_arms_share_parameters_and_differ_only_in_k():
+def test_arms_share_parameters_and_differ_only_in_k() -> None:
     engine = FakeEngine()
     rows = run(engine, k=3, temperatures=(0.0, 0.7), top_k=5, top_p=0.9, warmup=0)
     for i in range(0, len(rows), 3):
@@ -45,27 +46,27 @@ def test_arms_share_parameters_and_differ_only_in_k():
     assert all(not row.drafted for row in rows if row.arm != "on")
 
 
-def test_warm_up_runs_both_ways_and_is_not_recorded():
+def test_warm_up_runs_both_ways_and_is_not_recorded() -> None:
     engine = FakeEngine()
     rows = run(engine, warmup=2, repeats=1, temperatures=(0.0,))
     assert len(engine.calls) == len(rows) + 4
     assert [k for _, _, k in engine.calls[:4]] == [0, 4, 0, 4]
 
 
-def test_seconds_are_the_clocks():
+def test_seconds_are_the_clocks() -> None:
     engine = FakeEngine()
     rows = run(engine, warmup=0)
     assert sum(row.seconds for row in rows) == pytest.approx(engine.now)
     assert all(row.ttft_s == pytest.approx(row.token_times_s[0], abs=1e-6) for row in rows)
 
 
-def test_seeds_differ_by_prompt_repeat_and_seed():
+def test_seeds_differ_by_prompt_repeat_and_seed() -> None:
     seeds = {derive_seed(s, p, r) for s in (0, 1) for p in ("a", "b") for r in (0, 1)}
     assert len(seeds) == 8
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_an_arm_that_never_drafts_is_an_error():
+def test_an_arm_that_never_drafts_is_an_error() -> None:
     rows = run(FakeEngine(drafts=False))
     with pytest.raises(UsageError, match="on arm never drafted in 24 texts"):
         check_arms(rows, finished=True)
@@ -75,9 +76,9 @@ def test_an_arm_that_never_drafts_is_an_error():
     check_arms(run(FakeEngine()), finished=True)
 
 
-def test_an_off_arm_that_drafts_is_an_error():
+def test_an_off_arm_that_drafts_is_an_error() -> None:
     class Ignores(FakeEngine):
-        def generate(self, prompts, params, *, k):
+        def generate(self, prompts: list[Prompt], params: SamplingParams, *, k: int) -> list[Completion]:
             return super().generate(prompts, params, k=4)
 
     with pytest.raises(UsageError, match="off arm drafted"):
@@ -98,12 +99,12 @@ def test_an_off_arm_that_drafts_is_an_error():
         ({"top_p": 0.0}, "top_p"),
     ],
 )
-def test_options_out_of_range(options: dict[str, object], says: str):
+def test_options_out_of_range(options: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         BenchOptions(**options)  # type: ignore[arg-type]
 
 
-def test_prompts_must_be_given_and_unique():
+def test_prompts_must_be_given_and_unique() -> None:
     with pytest.raises(UsageError, match="no prompts"):
         list(measure(FakeEngine(), [], BenchOptions()))
     with pytest.raises(PacelineError, match="same id"):

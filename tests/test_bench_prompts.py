@@ -15,7 +15,7 @@ from paceline.errors import PromptError, UsageError
 GOOD = '{"id": "a", "category": "chat", "prompt": "Hello"}'
 
 
-def test_embedded_set_is_real_balanced_and_licensed():
+def test_embedded_set_is_real_balanced_and_licensed() -> None:
     prompts = load_prompts(None)
     counts = Counter(prompt.category for prompt in prompts)
     assert len(counts) >= 5
@@ -30,7 +30,7 @@ def test_embedded_set_is_real_balanced_and_licensed():
     assert all(row["source"] for row in rows)
 
 
-def test_good_file(tmp_path: Path):
+def test_good_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     chat = {
         "id": "b",
@@ -68,14 +68,14 @@ def test_good_file(tmp_path: Path):
         ('{"id": "b", "category": "c", "messages": [{"role": "user", "content": ""}]}', "messages[0].content"),
     ],
 )
-def test_malformed_line_is_named(line: str, says: str):
+def test_malformed_line_is_named(line: str, says: str) -> None:
     with pytest.raises(PromptError) as caught:
         parse_prompts(f"{GOOD}\n{line}\n", "mine.jsonl")
     assert str(caught.value).startswith("mine.jsonl:2: ")
     assert says in str(caught.value)
 
 
-def test_unusable_files(tmp_path: Path):
+def test_unusable_files(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty.jsonl", tmp_path / "binary.jsonl"
     empty.write_text("\n \n")
     binary.write_bytes(b"\xff\xfe\x00")
@@ -89,7 +89,7 @@ def test_unusable_files(tmp_path: Path):
             load_prompts(path)
 
 
-def test_sample_is_balanced_seeded_and_bounded():
+def test_sample_is_balanced_seeded_and_bounded() -> None:
     prompts = [BenchPrompt(f"{c}{i}", c, "x") for c, n in (("a", 10), ("b", 10), ("c", 2)) for i in range(n)]
     chosen = sample(prompts, 9, seed=1)
     assert chosen == sample(prompts, 9, seed=1) != sample(prompts, 9, seed=2)

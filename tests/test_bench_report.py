@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from bench_fakes import FakeEngine, make_prompts
 from rich.console import Console
 
-from paceline.bench import harness, plots, record, report
+from paceline.bench import harness, record, report
 from paceline.bench.harness import BenchOptions
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.run import run_bench
@@ -27,7 +28,7 @@ SUMMARY_KEYS = {
 
 
 @pytest.fixture(autouse=True)
-def fake_time(monkeypatch: pytest.MonkeyPatch):
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """run_bench uses the real clock; here each fake engine's own one is asked."""
     measure = harness.measure
     monkeypatch.setattr(harness, "measure", lambda llm, prompts, options: measure(llm, prompts, options, llm.clock))
@@ -35,10 +36,11 @@ def fake_time(monkeypatch: pytest.MonkeyPatch):
 
 def bench(tmp_path: Path, engine: FakeEngine, prompts: list[BenchPrompt] | None = None) -> dict[str, Any]:
     run_bench(engine, prompts or make_prompts(12), OPTIONS, tmp_path / "r.json", None)
-    return json.loads((tmp_path / "r.json").read_text())
+    stored: dict[str, Any] = json.loads((tmp_path / "r.json").read_text())
+    return stored
 
 
-def test_record_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_record_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = FakeEngine(1.5)
     engine.describe = lambda: {"checkpoint": "tiny", "labels": ["random weights"]}  # type: ignore[attr-defined]
     summary = run_bench(engine, make_prompts(12), OPTIONS, tmp_path / "r.json", tmp_path / "r.html")
@@ -58,7 +60,7 @@ def test_record_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("engine broke"), MemoryError()])
-def test_interrupted_run_keeps_what_it_has(tmp_path: Path, error: BaseException):
+def test_interrupted_run_keeps_what_it_has(tmp_path: Path, error: BaseException) -> None:
     engine = FakeEngine(1.5)
     engine.fails_at = (40, error)
     with pytest.raises(type(error)):
@@ -71,7 +73,7 @@ def test_interrupted_run_keeps_what_it_has(tmp_path: Path, error: BaseException)
     assert "stopped early" in " ".join(report.cautions(stored))
 
 
-def test_failure_before_the_first_text_still_writes(tmp_path: Path):
+def test_failure_before_the_first_text_still_writes(tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.fails_at = (0, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +84,7 @@ def test_failure_before_the_first_text_still_writes(tmp_path: Path):
     assert "<h1>Nothing can be said" in report.html_report(stored)
 
 
-def test_never_drafting_stops_early(tmp_path: Path):
+def test_never_drafting_stops_early(tmp_path: Path) -> None:
     engine = FakeEngine(drafts=False)
     with pytest.raises(UsageError, match="never drafted"):
         bench(tmp_path, engine)
@@ -98,11 +100,11 @@ def test_never_drafting_stops_early(tmp_path: Path):
         (1.5, 3, "too few prompts for an interval; outputs equal on 100% of 6 pairs"),
     ],
 )
-def test_verdict(tmp_path: Path, speedup: float, prompts: int, says: str):
+def test_verdict(tmp_path: Path, speedup: float, prompts: int, says: str) -> None:
     assert says in report.verdict(bench(tmp_path, FakeEngine(speedup), make_prompts(prompts)))
 
 
-def test_verdict_says_when_outputs_differ(tmp_path: Path):
+def test_verdict_says_when_outputs_differ(tmp_path: Path) -> None:
     engine = FakeEngine(1.5)
     engine.differs_from = 60
     stored = bench(tmp_path, engine)
@@ -110,7 +112,7 @@ def test_verdict_says_when_outputs_differ(tmp_path: Path):
     assert re.search(r"but outputs differ on \d+ of 24 pairs", report.verdict(stored))
 
 
-def test_cautions_for_noise_and_load(tmp_path: Path):
+def test_cautions_for_noise_and_load(tmp_path: Path) -> None:
     stored = bench(tmp_path, FakeEngine())
     stored["summary"] |= {"off_vs_off_ci95": [1.02, 1.05], "off_vs_off_equal_outputs": 0.9}
     stored["provenance"]["load_before"] = [99.0, 1.0, 1.0]
@@ -134,7 +136,7 @@ class Tags(HTMLParser):
         self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
-def test_page_is_self_contained_and_escaped(tmp_path: Path):
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> $x^$ 数学 & more"
     prompts = [BenchPrompt(f"{evil}{i}", evil, "x") for i in range(6)]
     stored = bench(tmp_path, FakeEngine(1.5), prompts)
@@ -155,11 +157,8 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path):
     assert "&lt;script&gt;" in page
 
 
-def test_missing_matplotlib_is_told_before_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(plots.importlib, "import_module", missing)
+def test_missing_matplotlib_is_told_before_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     engine = FakeEngine()
     with pytest.raises(UsageError, match=re.escape("pip install paceline[bench]")):
         run_bench(engine, make_prompts(2), OPTIONS, tmp_path / "r.json", tmp_path / "r.html")
@@ -167,32 +166,32 @@ def test_missing_matplotlib_is_told_before_measuring(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("where", ["", "missing/r.json"])
-def test_unwritable_output_is_told_before_measuring(tmp_path: Path, where: str):
+def test_unwritable_output_is_told_before_measuring(tmp_path: Path, where: str) -> None:
     engine = FakeEngine()
     with pytest.raises(UsageError, match="cannot write"):
         run_bench(engine, make_prompts(2), OPTIONS, tmp_path / where, None)
     assert engine.calls == []
 
 
-def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.json"
     path.write_text("old")
     with pytest.raises(ValueError, match="Out of range"):
         record.write_record(path, {"x": float("nan")})
-    monkeypatch.setattr(record.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UsageError, match="No space left"):
         record.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_provenance_survives_a_bare_system(monkeypatch: pytest.MonkeyPatch):
+def test_provenance_survives_a_bare_system(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(record.subprocess, "run", refuse)
-    monkeypatch.setattr(record.os, "getloadavg", refuse)
-    monkeypatch.setattr(record.os, "sysconf", refuse)
+    monkeypatch.setattr("subprocess.run", refuse)
+    monkeypatch.setattr("os.getloadavg", refuse)
+    monkeypatch.setattr("os.sysconf", refuse)
     monkeypatch.setattr(record, "_proc_field", lambda *_: None)
     told = record.provenance()
     assert told["git"] is None
@@ -202,12 +201,12 @@ def test_provenance_survives_a_bare_system(monkeypatch: pytest.MonkeyPatch):
     json.dumps(told, allow_nan=False)
 
 
-def test_console_shows_markup_as_text(tmp_path: Path):
+def test_console_shows_markup_as_text(tmp_path: Path) -> None:
     prompts = [BenchPrompt(f"p{i}", "[red]c[/red]", "x") for i in range(6)]
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(report.console_report(bench(tmp_path, FakeEngine(), prompts)))
     assert "[red]c[/red]" in console.export_text()
 
 
-def test_an_unknown_cpu_is_null_not_an_error():
+def test_an_unknown_cpu_is_null_not_an_error() -> None:
     assert record._proc_field("/no/such/file", "model name") is None

@@ -31,19 +31,19 @@ def coverage(interval: np.ndarray | None, truth: float) -> float:
 
 @pytest.mark.parametrize("prompts", [12, 60])
 @pytest.mark.parametrize("speedup", [1.0, 1.05, 1.5, 0.8])
-def test_interval_covers_the_planted_speedup(speedup: float, prompts: int):
+def test_interval_covers_the_planted_speedup(speedup: float, prompts: int) -> None:
     off, on = simulate(speedup, prompts, seed=prompts)
     interval = stats.ratio_interval(off.sum(1), on.sum(1), draws=2000)
     assert 0.92 <= coverage(interval, speedup) <= 0.98
 
 
-def test_ignoring_repeats_of_a_prompt_is_caught():
+def test_ignoring_repeats_of_a_prompt_is_caught() -> None:
     off, on = simulate(1.5, 20, repeats=5)
     as_if_independent = stats.ratio_interval(off.reshape(-1, RUNS), on.reshape(-1, RUNS), draws=1000)
     assert coverage(as_if_independent, 1.5) < 0.75
 
 
-def test_mean_of_ratios_is_caught():
+def test_mean_of_ratios_is_caught() -> None:
     off, on = simulate(1.5, 60)
     # Short texts gain, long ones lose: what a user waits for is the sum.
     off, on = off.sum(1), on.sum(1) * np.where(off.mean(1) > 1, 1.3, 0.4)
@@ -55,7 +55,7 @@ def test_mean_of_ratios_is_caught():
     assert coverage(wrong, ratio) < 0.5
 
 
-def test_few_prompts_give_no_interval_and_tail_matches_students_t():
+def test_few_prompts_give_no_interval_and_tail_matches_students_t() -> None:
     assert stats.ratio_interval(np.ones(4), np.ones(4)) is None
     # t(0.975) is 2.7764 at 4 degrees and 2.2010 at 11; the tail is Phi(-t sqrt(n / (n - 1))).
     assert stats._tail(5) == pytest.approx(0.00096, rel=0.05)
@@ -63,7 +63,7 @@ def test_few_prompts_give_no_interval_and_tail_matches_students_t():
     assert stats._tail(10**6) == pytest.approx(0.025, rel=1e-3)
 
 
-def test_resampling_draws_every_cluster_equally_often():
+def test_resampling_draws_every_cluster_equally_often() -> None:
     counts = stats._resample_counts(7, 5000, seed=1)
     assert (counts.sum(1) == 7).all()
     assert counts.mean(0) == pytest.approx(np.ones(7), abs=0.05)
@@ -78,7 +78,7 @@ def row(**changes: object) -> Measurement:
     return Measurement(**(base | changes))  # type: ignore[arg-type]
 
 
-def test_ratio_of_sums_by_hand():
+def test_ratio_of_sums_by_hand() -> None:
     rows = [row(prompt_id="a", seconds=9.0), row(prompt_id="a", arm="on", seconds=3.0)]
     rows += [row(prompt_id="b", seconds=1.0), row(prompt_id="b", arm="on", seconds=2.0, token_sha256="y")]
     rows += [row(prompt_id="lonely", seconds=100.0)]
@@ -90,7 +90,7 @@ def test_ratio_of_sums_by_hand():
     assert summary["off_vs_off"] is None
 
 
-def test_acceptance_by_hand():
+def test_acceptance_by_hand() -> None:
     # Ten rounds of 2 drafts: 8 accept the first, 4 of those the second; then two rounds cut to 1 draft, both accepted.
     on = [
         row(arm="on", rounds=10, drafted=[10, 10], accepted=[8, 4]),
@@ -103,19 +103,19 @@ def test_acceptance_by_hand():
     assert stats.acceptance_length([]) is None
 
 
-def test_empty_summary_has_nulls_not_errors():
+def test_empty_summary_has_nulls_not_errors() -> None:
     summary = stats.summarise([], k=4)
     assert summary["speedup"] is None
     assert summary["acceptance_by_position"] == []
     assert summary["ttft_s"]["off"] == {"median": None, "p90": None}
 
 
-def test_latency_spread():
+def test_latency_spread() -> None:
     assert stats.spread([1.0, 2.0, 3.0, 4.0, 11.0]) == {"median": 3.0, "p90": pytest.approx(8.2)}
 
 
 @pytest.mark.parametrize("speedup", [1.0, 1.5, 0.8])
-def test_whole_way_finds_the_planted_speedup(speedup: float):
+def test_whole_way_finds_the_planted_speedup(speedup: float) -> None:
     engine = FakeEngine(speedup)
     rows = list(measure(engine, make_prompts(40), BenchOptions(repeats=2, max_tokens=40), clock=engine.clock))
     summary = stats.summarise(rows, k=4)

@@ -24,7 +24,7 @@ PATIENCE = 3
 class Engine(Protocol):
     """What is measured: paceline.llm.LLM, or a fake. `k` is the draft length, 0 for no drafting."""
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams, *, k: int) -> list[Completion]: ...
+    def generate(self, prompts: list[Prompt], params: SamplingParams, /, *, k: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
