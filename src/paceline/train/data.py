@@ -132,7 +132,7 @@ class _Category:
 
     def windows(self, begins: NDArray[np.int64], width: int) -> NDArray[np.int64]:
         """[len(begins), width] ids; each window opens with <bos>, also where it begins inside a document."""
-        rows = self.ids[begins[:, None] + np.arange(width)].astype(np.int64)
+        rows: NDArray[np.int64] = self.ids[begins[:, None] + np.arange(width)].astype(np.int64)
         rows[:, 0] = BOS
         return rows
 

@@ -15,7 +15,7 @@ from jinja2 import Environment
 from paceline.errors import PromptError
 from paceline.train.tokenizer import CHAT_TEMPLATE, control_tokens
 
-__all__ = ["CATEGORIES", "Document", "clean", "read_documents"]
+__all__ = ["CATEGORIES", "Document", "balanced_sample", "clean", "read_documents"]
 
 CATEGORIES = ("chat", "code", "prose")
 
@@ -40,6 +40,7 @@ MIN_PROSE_COMMON = 0.22
 
 _CONTROLS = re.compile("|".join(re.escape(token) for token in control_tokens()))
 _ANSWER_MARK = re.compile(r"\n(?:####|The answer:) ([^\n]*?)\.?\s*\Z")
+_TEMPLATE_MARKS = re.compile(r"<bos>|<\|turn>(?:user|model|system)\n|<turn\|>")
 _WORD = re.compile(r"\b[A-Za-z]{2,}\b|\b[aAI]\b")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}(?=\n)")
 
@@ -66,17 +67,22 @@ def read_documents(path: Path) -> Iterator[Document]:
     Raises PromptError, naming file and line, for a missing file or a row that is not
     `{"messages": [{"role", "content"}, ...] | "text": str, "source": str, "license": str}`.
     """
+    category = "code" if "code" in path.name else "prose"
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            yield _document(json.loads(line), category)
+        except (ValueError, KeyError, TypeError) as error:
+            raise PromptError(f"{path}:{number} is no training row ({_why(error)}); mend or remove it") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     if not path.is_file():
         raise PromptError(f"{path} does not exist; name a .jsonl or .jsonl.xz file")
-    category = "code" if "code" in path.name else "prose"
-    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield _document(json.loads(line), category)
-            except (ValueError, KeyError, TypeError) as error:
-                raise PromptError(
-                    f"{path}:{number} is not a training row ({_why(error)}); mend or remove it"
-                ) from error
+    with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as lines:
+        try:
+            yield from lines
+        except (EOFError, lzma.LZMAError) as error:
+            raise PromptError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def _why(error: Exception) -> str:
@@ -155,3 +161,16 @@ def _common(text: str) -> float:
     """Share of the words that are among the commonest of English."""
     words = re.findall(r"\w+", text.lower())
     return sum(word in COMMON_WORDS for word in words) / max(len(words), 1)
+
+
+def balanced_sample(sources: list[Path], chars: int = 12_000_000) -> Iterator[str]:
+    """About `chars` characters of each category, without the template's marks: what a tokenizer is trained on.
+
+    Which documents is decided by their content alone, so equal sources give equal tokenizers.
+    """
+    left = dict.fromkeys(CATEGORIES, chars)
+    for path in sources:
+        for document in sorted(clean(read_documents(path)), key=lambda document: document.digest):
+            if left[document.category] > 0:
+                left[document.category] -= len(document.text)
+                yield _TEMPLATE_MARKS.sub("", document.text)

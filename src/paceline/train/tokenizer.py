@@ -74,7 +74,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
         raise ConfigError(f"vocab_size is {vocab_size}; choose between 1024 and 65536, so that ids fit in 16 bits")
     tokenizer = _untrained()
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(BYTE_COUNT)]
-    trainer = BpeTrainer(  # type: ignore[call-arg]
+    trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=control_tokens() + byte_pieces,
         limit_alphabet=128,  # rarer characters are spelled in bytes rather than taking a piece each
