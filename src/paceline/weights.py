@@ -22,7 +22,13 @@ from paceline.models.mtp import MtpDrafter, check_pair
 from paceline.models.plan import Plan
 
 # Parts of the checkpoint that a text prompt never runs.
-TOWERS = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
+TOWERS = (
+    "model.vision_tower.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
+    "model.vision_embedder.",  # 12B
+)
 # Files are mapped, and mapped pages count as used memory until the file is closed: reopen it this often.
 REOPEN_BYTES = 64 << 20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}

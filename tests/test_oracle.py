@@ -1,0 +1,265 @@
+"""Paceline against Transformers, on tiny random checkpoints of all five Gemma 4 shapes."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+import torch
+from families import DRAFTS, NEW, PROMPT, WINDOW, F, Oracle, Pair, S
+from torch import Tensor
+
+from paceline.cache import KVCache, Storage
+from paceline.config import read_drafter, read_target
+from paceline.kernels import get_ops
+from paceline.models.gemma4 import Target
+from paceline.models.mtp import MtpDrafter
+from paceline.weights import load_drafter, load_target
+
+TOLERANCE = 1e-4
+HIDDEN_TOLERANCE = 3e-4  # the target's states after its final norm: about 3 in the mean, up to 15
+BACKENDS = ("reference", "cpu")
+START, STEPS = len(PROMPT), 30  # prompt and decoded tokens of the logit comparisons: windows wrap several times
+
+
+@dataclass
+class Case:
+    """One family on one backend, with what Transformers says about it."""
+
+    pair: Pair
+    oracle: Oracle
+    target: Target
+    drafter: MtpDrafter
+
+    def cache(self) -> KVCache:
+        return KVCache(Storage(self.target.config, self.target.ops, START + NEW + DRAFTS + 1))
+
+    def tensor(self, array: Any) -> Tensor:
+        return self.target.ops.tensor(array)
+
+    def logits(self, hidden: Any) -> Tensor:
+        return self.tensor(self.target.logits(hidden))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Oracle]]:
+    """All families. One fixture and not one per parameter: pytest would tear those down and build them again."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("families")
+    pairs = [families.build(name, root) for name in families.FAMILIES]
+    return {pair.name: (pair, Oracle.load(pair)) for pair in pairs}
+
+
+@pytest.fixture(scope="session", params=families.FAMILIES)
+def family(request: pytest.FixtureRequest, made: dict[str, tuple[Pair, Oracle]]) -> tuple[Pair, Oracle]:
+    return made[request.param]
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def case(family: tuple[Pair, Oracle], request: pytest.FixtureRequest) -> Case:
+    pair, oracle = family
+    ops = get_ops(request.param)
+    target = load_target(pair.target, ops)
+    return Case(pair, oracle, target, load_drafter(pair.assistant, target.config, ops))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_torch() -> Iterator[None]:
+    """No gradients, and one thread: on tiny shapes a second one only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def close(ours: Tensor, theirs: Tensor, atol: float = TOLERANCE) -> None:
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+# ---- the target -----------------------------------------------------------------------------------------------------
+
+
+def test_prefill_and_hidden_states(case: Case) -> None:
+    ids = case.pair.text[: START + STEPS]
+    cache, chunks = case.cache(), []
+    for at in range(0, len(ids), 16):
+        chunks.append(case.tensor(case.target.forward(ids[at : at + 16], cache)))
+    hidden = torch.cat(chunks)
+    close(hidden, case.oracle.hidden_states(ids), HIDDEN_TOLERANCE)
+    close(case.logits(case.target.ops.array(hidden)), case.oracle.prefill_logits(ids))
+
+
+def test_decoding_one_token_at_a_time(case: Case) -> None:
+    ids = case.pair.text[: START + STEPS]
+    cache = case.cache()
+    rows = [case.logits(case.target.prefill(ids[:START], cache))]
+    rows += [case.logits(case.target.forward([token], cache)) for token in ids[START:]]
+    close(torch.cat(rows), case.oracle.decode_logits(ids, START))
+
+
+def test_logits_after_rollbacks(case: Case) -> None:
+    """Wrong tokens that were taken back leave no trace, also where the ring has wrapped."""
+    ids, cache = case.pair.text[: START + STEPS], case.cache()
+    rows = [case.logits(case.target.prefill(ids[:START], cache))]
+    for at in range(START, len(ids), 3):
+        wrong = [5] * (DRAFTS + at % 3)
+        hidden = case.target.forward(ids[at : at + 3] + wrong, cache)
+        rows.append(case.logits(hidden)[:3])
+        cache.rollback(len(wrong))
+    close(torch.cat(rows), case.oracle.decode_logits(ids, START))
+
+
+# ---- the drafter ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Draft:
+    """One draft step: the tokens that were scored, their logits, and the state for the step after."""
+
+    ids: Tensor
+    logits: Tensor
+    hidden: Tensor
+
+
+def our_draft(case: Case, token: int, hidden: Tensor, position: int, cache: KVCache) -> Draft:
+    ops = case.target.ops
+    embedded = case.target.embed(ops.array(torch.tensor([token])))
+    rows = case.drafter.rows(case.target, cache, position)
+    y, state = case.drafter.step(embedded, ops.array(hidden[None]), rows, cache)
+    logits, ids = case.drafter.logits(y)
+    every = torch.arange(case.target.config.vocab)
+    return Draft(every if ids is None else case.tensor(ids)[0], case.tensor(logits)[0], case.tensor(state)[0])
+
+
+def compare_drafts(case: Case, n: int, position: int) -> None:
+    """A round of drafts after n processed tokens, each fed with what Transformers computed one step before."""
+    ids = case.pair.text
+    cache = case.cache()
+    case.target.prefill(ids[:n], cache)
+    hidden = case.oracle.hidden_states(ids[:n])[-1]
+    everything = case.oracle.shared_kv(ids[:n])
+    kv = {F: everything[F], S: tuple(x[:, :, -WINDOW:] for x in everything[S])}
+    token = ids[n]
+    for _ in range(DRAFTS):
+        ours = our_draft(case, token, hidden, position, cache)
+        logits, following = case.oracle.draft(token, hidden, position, kv)
+        close(ours.logits, logits[ours.ids])
+        close(ours.hidden, following)
+        # Transformers fills the tokens of unselected clusters with less than any selected one has.
+        assert (logits > logits.min()).sum() >= len(ours.ids) - 1
+        assert int(ours.ids[ours.logits.argmax()]) == int(logits.argmax())
+        token, hidden = int(logits.argmax()), following
+
+
+@pytest.mark.parametrize("n", [3, WINDOW, START + 17])
+def test_drafter_steps(case: Case, n: int) -> None:
+    for position in (n, n - 1):  # the two conventions in use for the constant position
+        compare_drafts(case, n, position)
+
+
+# ---- whole texts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A greedy text, and how many drafts each round accepted."""
+
+    ids: list[int]
+    accepted: list[int] = field(default_factory=list)
+
+
+def greedy(case: Case, new: int) -> Run:
+    cache, run = case.cache(), Run(list(PROMPT))
+    logits = case.logits(case.target.prefill(PROMPT, cache))
+    for _ in range(new):
+        run.ids.append(int(logits[-1].argmax()))
+        logits = case.logits(case.target.forward(run.ids[-1:], cache))
+    return run
+
+
+def draft_round(case: Case, token: int, hidden: Tensor, cache: KVCache) -> list[int]:
+    drafts = []
+    for _ in range(DRAFTS):
+        step = our_draft(case, token, hidden, cache.length, cache)
+        token, hidden = int(step.ids[step.logits.argmax()]), step.hidden
+        drafts.append(token)
+    return drafts
+
+
+def greedy_with_drafts(case: Case, new: int) -> Run:
+    cache, run = case.cache(), Run(list(PROMPT))
+    hidden = case.tensor(case.target.prefill(PROMPT, cache))[-1]
+    run.ids.append(int(case.logits(case.target.ops.array(hidden[None]))[0].argmax()))
+    while len(run.ids) < START + new:
+        drafts = draft_round(case, run.ids[-1], hidden, cache)
+        states = case.target.forward([run.ids[-1], *drafts], cache)
+        chosen = case.logits(states).argmax(-1).tolist()
+        good = next((i for i, (d, c) in enumerate(zip(drafts, chosen, strict=False)) if d != c), DRAFTS)
+        cache.rollback(DRAFTS - good)
+        hidden = case.tensor(states)[good]
+        run.ids += chosen[: good + 1]
+        run.accepted.append(good)
+    return Run(run.ids[: START + new], run.accepted)
+
+
+def tokens_for(case: Case) -> int:
+    """The torch twin is slow by design: it writes a shorter text."""
+    return NEW if case.target.ops.name == "cpu" else 40
+
+
+def test_greedy_text_is_the_same(case: Case) -> None:
+    new = tokens_for(case)
+    assert greedy(case, new).ids == case.pair.text[: START + new]
+
+
+def test_greedy_text_with_the_drafter_is_the_same(case: Case) -> None:
+    new = tokens_for(case)
+    run = greedy_with_drafts(case, new)
+    assert run.ids == case.pair.text[: START + new]
+    # Over the long text there are rounds that accept no draft, some, and all.
+    assert ({0, DRAFTS} if new == NEW else {0}) < set(run.accepted)
+
+
+def test_transformers_agrees_with_itself(family: tuple[Pair, Oracle]) -> None:
+    """Its assisted text is its plain text; Paceline's two texts are compared with the plain one."""
+    pair, oracle = family
+    assert oracle.greedy(30, assisted=True) == pair.text[: START + 30]
+
+
+@pytest.mark.slow
+def test_transformers_agrees_with_itself_over_the_whole_text(family: tuple[Pair, Oracle]) -> None:
+    pair, oracle = family
+    assert oracle.greedy(NEW, assisted=True) == pair.text
+
+
+# ---- the newer spelling of config.json ------------------------------------------------------------------------------
+
+
+def respelled(folder: Path, to: Path) -> Path:
+    copied = Path(shutil.copytree(folder, to / folder.name, copy_function=os.link))
+    families.per_layer_spelling(copied)
+    return copied
+
+
+@pytest.mark.parametrize(("part", "read"), [("target", read_target), ("assistant", read_drafter)])
+def test_both_spellings_mean_the_same(
+    family: tuple[Pair, Oracle], part: str, read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    folder = getattr(family[0], part)
+    assert read(respelled(folder, tmp_path)) == read(folder)
+
+
+def test_newer_spelling_loads(family: tuple[Pair, Oracle], tmp_path: Path) -> None:
+    pair, oracle = family
+    ops = get_ops("cpu")
+    target = load_target(respelled(pair.target, tmp_path), ops)
+    drafter = load_drafter(respelled(pair.assistant, tmp_path), target.config, ops)
+    case = Case(pair, oracle, target, drafter)
+    hidden = target.prefill(PROMPT, case.cache())
+    close(case.logits(hidden), oracle.prefill_logits(PROMPT)[-1:])
+    compare_drafts(case, START, START)
