@@ -182,21 +182,26 @@ def read_target(folder: Path) -> TextConfig:
 def read_drafter(folder: Path) -> DrafterConfig:
     """An MTP assistant's configuration from `folder`/config.json."""
     path = folder / "config.json"
-    keys = _Keys(read_json(path), str(path))
-    kind = keys.get("model_type")
-    if kind not in DRAFTER_TYPES:
-        raise CheckpointError(f"{folder} is not an MTP drafter: its model_type is {kind!r}")
+    data = read_json(path)
+    if data.get("model_type") not in DRAFTER_TYPES:
+        raise CheckpointError(f"{folder} is not an MTP drafter: its model_type is {data.get('model_type')!r}")
+    return parse_drafter(data, str(path))
+
+
+def parse_drafter(data: Mapping[str, Any], where: str) -> DrafterConfig:
+    """The assistant a config describes."""
+    keys = _Keys(data, where)
     text_data = keys.get("text_config")
     if not isinstance(text_data, dict):
-        raise ConfigError(f"{path}: text_config is missing")
-    text = parse_text(text_data, f"{path} text_config", drafter=True)
+        raise ConfigError(f"{where}: text_config is missing")
+    text = parse_text(text_data, f"{where} text_config", drafter=True)
     keys.only("tie_word_embeddings", (True,), True)
     keys.get("eos_token_id")
     count, active = keys.get("num_centroids", 2048), keys.get("centroid_intermediate_top_k", 32)
     centroids = None
     if keys.only("use_ordered_embeddings", (True, False), False):
         if text.vocab % count or not 1 <= active <= count:
-            raise ConfigError(f"{path}: num_centroids {count} must divide vocab_size {text.vocab}, top_k {active} fit it")
+            raise ConfigError(f"{where}: num_centroids {count} must divide vocab_size {text.vocab}, top_k {active} fit it")
         centroids = CentroidConfig(count=count, active=active)
     result = DrafterConfig(text=text, backbone_hidden=keys.size("backbone_hidden_size"), centroids=centroids)
     keys.finish()

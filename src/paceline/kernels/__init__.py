@@ -140,6 +140,9 @@ class Ops(Protocol):
     def gather_rows(self, table: Array, ids: Array) -> Array:
         """Rows of an integer table, joined: table [T, W], ids [n, m] -> [n, m * W]."""
 
+    def mask_columns(self, x: Array, columns: tuple[int, ...]) -> Array:
+        """A copy of x [n, V] with these columns at minus infinity."""
+
     def top(self, x: Array, count: int) -> tuple[Array, Array]:
         """The `count` greatest of each row, greatest first, ties by lowest index: (indices, values), [n, count]."""
 

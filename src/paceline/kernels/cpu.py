@@ -173,6 +173,11 @@ class CpuOps:
     def gather_rows(self, table: Ints, ids: Ints) -> Ints:
         return table[ids].reshape(len(ids), -1)
 
+    def mask_columns(self, x: Floats, columns: tuple[int, ...]) -> Floats:
+        x = x.copy()
+        x[:, list(columns)] = -np.inf
+        return x
+
     def top(self, x: Floats, count: int) -> tuple[Ints, Floats]:
         count = min(count, x.shape[1])
         ids, values = np.empty((len(x), count), np.int64), np.empty((len(x), count), np.float32)

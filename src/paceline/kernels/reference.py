@@ -138,6 +138,11 @@ class TorchOps:
     def gather_rows(self, table: Tensor, ids: Tensor) -> Tensor:
         return table[ids].flatten(1)
 
+    def mask_columns(self, x: Tensor, columns: tuple[int, ...]) -> Tensor:
+        x = x.clone()
+        x[:, list(columns)] = -math.inf
+        return x
+
     def top(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, indices = x.sort(dim=-1, descending=True, stable=True)
         return indices[:, :count], values[:, :count]

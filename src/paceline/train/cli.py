@@ -41,3 +41,16 @@ def target(
 
     recipe = Recipe(minutes=minutes, batch=batch, length=length, lr=lr, device=device, seed=seed)
     train_target(corpus, tokenizer, out, recipe)
+
+
+@app.command("drafter")
+def drafter(
+    target: Annotated[Path, typer.Option(help="Checkpoint folder of the target.")], corpus: Corpus, out: Out,
+    minutes: Minutes = 8.0, batch: Batch = 32, length: Length = 512, lr: Rate = 3e-3, device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Distil an MTP drafter (4 layers, centroid head) from a target."""
+    from paceline.train.drafter import train_drafter
+
+    recipe = Recipe(minutes=minutes, batch=batch, length=length, lr=lr, device=device, seed=seed)
+    train_drafter(target, corpus, out, recipe)

@@ -1,0 +1,110 @@
+"""Drafters guess the next tokens. They decide nothing: one that is always wrong only costs time.
+
+A new drafter is one class with the three methods of `Drafter`; `speculate` needs no change for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from paceline.cache import KVCache
+from paceline.errors import UsageError
+from paceline.kernels import Array
+from paceline.models.gemma4 import Target
+from paceline.models.mtp import MtpDrafter
+from paceline.sampling import Sampler
+
+
+class Drafter(Protocol):
+    """Proposes tokens for one sequence."""
+
+    def begin(self, tokens: Sequence[int], cache: KVCache, sampler: Sampler) -> None:
+        """A new sequence starts: its prompt, the target's cache of it, and how tokens are chosen."""
+
+    def observe(self, hidden: Array, tokens: Sequence[int]) -> None:
+        """The target chose `tokens`; hidden [1, D] is the state that chose the last of them (the bonus token)."""
+
+    def propose(self, k: int) -> list[int]:
+        """At most k guesses for what follows the last observed token. May be fewer, or none."""
+
+
+class NoDrafter:
+    """Plain decoding."""
+
+    def begin(self, tokens: Sequence[int], cache: KVCache, sampler: Sampler) -> None:
+        """Nothing to remember."""
+
+    def observe(self, hidden: Array, tokens: Sequence[int]) -> None:
+        """Nothing to learn."""
+
+    def propose(self, k: int) -> list[int]:
+        """No guess."""
+        return []
+
+
+class MtpDraft:
+    """Gemma 4's MTP assistant: steps from the target's last hidden state, over the target's keys and values.
+
+    The position is constant within a round. Runtimes disagree whether it is the bonus token's index n or the last
+    processed one, n - 1; `position` is "n" or "n-1".
+    """
+
+    def __init__(self, model: MtpDrafter, target: Target, position: str = "n") -> None:
+        if position not in ("n", "n-1"):
+            raise UsageError(f"the drafter's position is 'n' or 'n-1', not {position!r}")
+        self.model, self.target, self.back = model, target, int(position == "n-1")
+
+    def begin(self, tokens: Sequence[int], cache: KVCache, sampler: Sampler) -> None:
+        self.cache, self.sampler = cache, sampler
+
+    def observe(self, hidden: Array, tokens: Sequence[int]) -> None:
+        self.hidden, self.last = hidden, tokens[-1]
+
+    def propose(self, k: int) -> list[int]:
+        """k guesses, each from the hidden state of the step before. Noise is the target's at the same position."""
+        n, hidden, token, draft = self.cache.length, self.hidden, self.last, list[int]()
+        rows = self.model.rows(self.target, self.cache, n - self.back)
+        for j in range(k):
+            embedded = self.target.embed(self.model.ops.array(torch.tensor([token])))
+            state, hidden = self.model.step(embedded, hidden, rows, self.cache)
+            token = self.sampler.guess(*self.model.logits(state), n + 1 + j)
+            draft.append(token)
+        return draft
+
+
+class NgramDraft:
+    """Prompt lookup: what followed the last time these tokens were seen (Saxena 2023).
+
+    Remembers where every run of `shortest` .. `longest` tokens last ended; the longest match wins.
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest:
+            raise UsageError(f"n-gram lengths must satisfy 1 <= shortest <= longest, not {shortest} and {longest}")
+        self.longest, self.shortest = longest, shortest
+
+    def begin(self, tokens: Sequence[int], cache: KVCache, sampler: Sampler) -> None:
+        self.tokens: list[int] = []
+        self.ends: dict[tuple[int, ...], int] = {}
+        self._extend(tokens)
+
+    def observe(self, hidden: Array, tokens: Sequence[int]) -> None:
+        self._extend(tokens)
+
+    def propose(self, k: int) -> list[int]:
+        for n in range(self.longest, self.shortest - 1, -1):
+            end = self.ends.get(tuple(self.tokens[-n:]))
+            if end is not None and len(self.tokens) >= n:
+                return self.tokens[end : end + k]
+        return []
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            # Index what ends before `token`, so that a run never finds itself.
+            for n in range(self.shortest, self.longest + 1):
+                if len(self.tokens) >= n:
+                    self.ends[tuple(self.tokens[-n:])] = len(self.tokens)
+            self.tokens.append(token)
