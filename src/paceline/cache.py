@@ -32,6 +32,11 @@ class Storage:
         self.free_rings = list(range(sequences - 1, -1, -1))
         self.layers = {i: self._allocate(i, sequences) for i in config.kv_owners}
 
+    @property
+    def capacity(self) -> int:
+        """Tokens of all sequences together."""
+        return self.pages * PAGE
+
     def _allocate(self, index: int, sequences: int) -> tuple[Array, Array]:
         layer = self.config.layers[index]
         slots = self.pages * PAGE if layer.window is None else sequences * ring_slots(layer.window)

@@ -35,7 +35,7 @@ class BatchView:
         """[length, length] bool, true where a query sees a key. The first row sees key 0 so that it sees something."""
         behind = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device) - self.lag
         seen = behind >= 0 if self.window is None else (behind >= 0) & (behind < self.window)
-        seen[0, 0] = True
+        seen[0, 0].fill_(True)  # assignment would copy from the host, which a CUDA graph refuses
         return seen
 
 

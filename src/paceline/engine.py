@@ -1,0 +1,131 @@
+"""Runs requests: owns the model, its drafter and the cache, and turns rounds into token events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from paceline.cache import MAX_TENTATIVE, KVCache, Storage
+from paceline.drafters import Drafter, NoDrafter
+from paceline.errors import PromptError, UsageError
+from paceline.models.gemma4 import Target
+from paceline.sampling import Sampler
+from paceline.speculate import Round, speculate, start
+from paceline.text import Detokenizer, StopStrings
+from paceline.types import Completion, SamplingParams, Stats, TokenEvent
+
+MAX_DRAFT = MAX_TENTATIVE - 1
+
+
+@dataclass
+class Engine:
+    """One target with one drafter. `end_ids` end a text; `suppress` never come out."""
+
+    target: Target
+    drafter: Drafter
+    end_ids: frozenset[int] = frozenset()
+    suppress: tuple[int, ...] = ()
+    storage: Storage | None = field(default=None, repr=False)
+
+    def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
+        """Generates until an end token, a stop string or the length limit; one event for each token.
+
+        The text depends on weights, prompt and `params` only: never on the drafter or on k.
+        """
+        cache = self._cache(check_prompt(prompt, params, self.target), check_draft_length(k))
+        drafter = self.drafter if k else NoDrafter()
+        sampler = Sampler(self.target.ops, params, self.suppress)
+        try:
+            last = start(self.target, drafter, cache, sampler, prompt)
+            yield from writer.take(Round([last], 0), first=True)
+            while not writer.finish_reason:
+                # The bonus token comes anyway: never draft past the last token that is wanted.
+                room = params.max_tokens - len(writer.token_ids) - 1
+                done = speculate(self.target, drafter, cache, sampler, last, min(k, room))
+                last = done.tokens[-1]
+                yield from writer.take(done)
+        finally:
+            cache.release()
+
+    def _cache(self, tokens: int, k: int) -> KVCache:
+        """A cache for one sequence; the storage is kept between requests and grows when it must."""
+        if self.storage is None or self.storage.capacity < tokens + k:
+            self.storage = Storage(self.target.config, self.target.ops, tokens + k)
+        return KVCache(self.storage)
+
+
+class Writer:
+    """Turns rounds into events and a completion: text, stop rules and statistics of one request."""
+
+    def __init__(self, engine: Engine, params: SamplingParams, detokenizer: Detokenizer | None, prompt: int) -> None:
+        self.params, self.detokenizer = params, detokenizer
+        self.end_ids = frozenset[int]() if params.ignore_eos else engine.end_ids
+        self.stops = StopStrings(params.stop)
+        self.token_ids: list[int] = []
+        self.pieces: list[str] = []
+        self.finish_reason = ""
+        self.stats = Stats(prompt_tokens=prompt)
+        self.started = time.perf_counter()
+
+    def take(self, done: Round, first: bool = False) -> Iterator[TokenEvent]:
+        """The events of a round, cut where plain decoding would have stopped."""
+        now = time.perf_counter() - self.started
+        if not first:
+            self.stats.count_round(done.drafted, done.accepted)
+        for i, token in enumerate(done.tokens):
+            self.token_ids.append(token)
+            self.stats.token_times_s.append(now)
+            self.stats.from_draft.append(i < done.accepted)
+            text = self._text(token)
+            self.pieces.append(text)
+            yield TokenEvent(token, text, i < done.accepted, self.finish_reason or None)
+            if self.finish_reason:
+                break
+        self.stats.seconds = time.perf_counter() - self.started
+
+    def _text(self, token: int) -> str:
+        """What the token adds to the visible text; sets the finish reason where it ends it."""
+        if token in self.end_ids:
+            self.finish_reason = "stop"
+            return self._flush()
+        text, stopped = self.stops.push(self.detokenizer.push(token) if self.detokenizer else "")
+        if stopped:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.params.max_tokens:
+            self.finish_reason = "length"
+            text += self._flush()
+        return text
+
+    def _flush(self) -> str:
+        """The text held back by an unfinished character or a possible stop string."""
+        text, stopped = self.stops.push(self.detokenizer.flush() if self.detokenizer else "")
+        return text if stopped else text + self.stops.flush()
+
+    def completion(self) -> Completion:
+        """The finished text."""
+        return Completion("".join(self.pieces), self.token_ids, self.finish_reason, self.stats)
+
+
+def check_prompt(prompt: Sequence[int], params: SamplingParams, target: Target) -> int:
+    """Tokens the request may come to; refuses prompts that are empty, foreign or too long for the context."""
+    if not prompt:
+        raise PromptError("the prompt is empty; give at least one token")
+    config = target.config
+    wrong = next((t for t in prompt if not 0 <= t < config.vocab), None)
+    if wrong is not None:
+        raise PromptError(f"token id {wrong} is outside the vocabulary of {config.vocab}")
+    total = len(prompt) + params.max_tokens
+    if total > config.max_positions:
+        raise PromptError(
+            f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the context of"
+            f" {config.max_positions}; shorten the prompt or lower max_tokens"
+        )
+    return total
+
+
+def check_draft_length(k: int) -> int:
+    """k itself, or a UsageError."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= MAX_DRAFT:
+        raise UsageError(f"the draft length k must be a whole number from 0 to {MAX_DRAFT}, not {k!r}")
+    return k
