@@ -108,9 +108,11 @@ def test_decoding_one_token_at_a_time(case: Case) -> None:
 
 def test_logits_after_rollbacks(case: Case) -> None:
     """Wrong tokens that were taken back leave no trace, also where the ring has wrapped."""
+    if case.target.ops.name == "reference":
+        pytest.skip("taking back is the cache's work, the same on both backends")
     ids, cache = case.pair.text[: START + STEPS], case.cache()
     rows = [case.logits(case.target.prefill(ids[:START], cache))]
-    for at in range(START, len(ids), 3):
+    for at in range(START, len(ids), 3):  # STEPS is a multiple of 3
         wrong = [5] * (DRAFTS + at % 3)
         hidden = case.target.forward(ids[at : at + 3] + wrong, cache)
         rows.append(case.logits(hidden)[:3])
@@ -180,27 +182,18 @@ def write(case: Case, drafter: Drafter, new: int) -> tuple[list[int], list[int]]
     return ids[: START + new], accepted
 
 
-def tokens_for(case: Case) -> int:
-    """The torch twin is slow by design: it writes a shorter text."""
-    return NEW if case.target.ops.name == "cpu" else 40
-
-
 def test_greedy_text_is_the_same(case: Case) -> None:
-    new = tokens_for(case)
+    new = NEW if case.target.ops.name == "cpu" else 20  # the torch twin is slow by design
     assert write(case, NoDrafter(), new)[0] == case.pair.text[: START + new]
-
-
-@pytest.mark.parametrize("position", ["n", "n-1"])
-def test_greedy_text_with_the_drafter_is_the_same(case: Case, position: str) -> None:
-    new = tokens_for(case)
-    ids, accepted = write(case, MtpDraft(case.drafter, case.target, position), new)
+    assert write(case, MtpDraft(case.drafter, case.target, "n-1"), new)[0] == case.pair.text[: START + new]
+    ids, accepted = write(case, MtpDraft(case.drafter, case.target, "n"), new)
     assert ids == case.pair.text[: START + new]
-    if position == "n" and new == NEW:  # what the heads were fitted to
+    if new == NEW:
         assert {0, DRAFTS} < set(accepted)  # rounds without, with some, with only accepted drafts
 
 
 def test_transformers_agrees_with_itself(family: tuple[Pair, Oracle]) -> None:
-    """Its assisted text is its plain text; Paceline's two texts are compared with the plain one."""
+    """Its assisted text is its plain text; Paceline's texts are compared with the plain one."""
     pair, oracle = family
     assert oracle.greedy(30, assisted=True) == pair.text[: START + 30]
 
