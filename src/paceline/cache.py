@@ -1,7 +1,7 @@
 """Keys and values, and the only file that knows slot arithmetic.
 
-A full layer is paged: position p lies in page `table[p // page]`. A sliding layer is a ring: one page of
-window + `max_tentative` slots that repeats. A pass of n <= max_tentative tokens then never lands on a slot that is
+A full layer is paged: position p lies in page `table[p // PAGE]`. A sliding layer is a ring: one page of at least
+window + MAX_TENTATIVE slots that repeats. A pass of n <= MAX_TENTATIVE tokens then never lands on a slot that is
 still inside some row's window, so taking tokens back is a subtraction and restores nothing.
 """
 
@@ -40,8 +40,7 @@ class Storage:
     def _allocate(self, index: int, sequences: int) -> tuple[Array, Array]:
         layer = self.config.layers[index]
         slots = self.pages * PAGE if layer.window is None else sequences * ring_slots(layer.window)
-        keys, values = (self.ops.store(slots, layer.kv_heads, layer.head_dim) for _ in range(2))
-        return keys, values
+        return self.ops.store(slots, layer.kv_heads, layer.head_dim)
 
     @property
     def nbytes(self) -> int:
@@ -50,8 +49,8 @@ class Storage:
 
 
 def ring_slots(window: int) -> int:
-    """Slots of a sliding layer's ring: its window, plus room for one unverified pass."""
-    return window + MAX_TENTATIVE
+    """Slots of a sliding layer's ring: its window, plus room for one unverified pass, in whole pages."""
+    return -(-(window + MAX_TENTATIVE) // PAGE) * PAGE
 
 
 class KVCache:
@@ -74,7 +73,7 @@ class KVCache:
         table = self._table if window is None else np.array([self._ring], np.int64)
         page = PAGE if window is None else ring_slots(window)
         array = self.storage.ops.array(torch.from_numpy(table))
-        return LayerView(keys, values, array, page)
+        return LayerView(keys, values, array, page, window is not None)
 
     def view(self, layer: int) -> LayerView:
         """Keys and values of the layer that owns them."""

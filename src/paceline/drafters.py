@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
 from paceline.cache import KVCache
 from paceline.errors import UsageError
 from paceline.kernels import Array
@@ -68,7 +66,7 @@ class MtpDraft:
         n, hidden, token, draft = self.cache.length, self.hidden, self.last, list[int]()
         rows = self.model.rows(self.target, self.cache, n - self.back)
         for j in range(k):
-            embedded = self.target.embed(self.model.ops.array(torch.tensor([token])))
+            embedded = self.target.embed(self.model.ops.indices([token]))
             state, hidden = self.model.step(embedded, hidden, rows, self.cache)
             token = self.sampler.guess(*self.model.logits(state), n + 1 + j)
             draft.append(token)

@@ -33,7 +33,8 @@ class Sampler:
         if self.suppress:
             logits = self.ops.mask_columns(logits, self.suppress)
         if self.params.temperature == 0.0:
-            return [int(i) for i in self.ops.tensor(self.ops.top(logits, 1)[0])[:, 0]]
+            best: list[int] = self.ops.host(self.ops.top(logits, 1)[0])[:, 0].tolist()
+            return best
         return [self._sample(self.ops.rows(logits, r, r + 1), None, position + r) for r in range(len(logits))]
 
     def guess(self, logits: Array, ids: Array | None, position: int) -> int:
@@ -45,7 +46,7 @@ class Sampler:
 
     def _sample(self, logits: Array, ids: Array | None, position: int) -> int:
         kept, scores = self._candidates(logits, ids)
-        noise = np.asarray(self.ops.gumbel(self.params.seed, position, kept))
+        noise = self.ops.host(self.ops.gumbel(self.params.seed, position, kept))
         return int(kept[int(np.argmax(scores + noise))])
 
     def _candidates(self, logits: Array, ids: Array | None) -> tuple[Ids, Scores]:

@@ -9,8 +9,10 @@ many rows share the call. Plain decoding (1 row) and verification (k + 1 rows) t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from paceline.errors import UsageError
@@ -19,9 +21,9 @@ Array = Any
 
 
 class LayerView(NamedTuple):
-    """One layer's keys and values as one sequence sees them.
+    """One layer's keys and values as one sequence sees them, from `Ops.store`.
 
-    keys, values: [slots, kv_heads, head_dim]. The key of position p lies in slot
+    In the reference, keys and values are [slots, kv_heads, head_dim]. The key of position p lies in slot
     `table[(p // page) % len(table)] * page + p % page`: pages for a full layer, one page that repeats for a ring.
     """
 
@@ -29,6 +31,7 @@ class LayerView(NamedTuple):
     values: Array
     table: Array
     page: int
+    ring: bool
 
 
 class Rope(NamedTuple):
@@ -78,6 +81,15 @@ class Ops(Protocol):
 
     def tensor(self, array: Array) -> torch.Tensor:
         """The way back, for tests and export."""
+
+    def host(self, array: Array) -> np.ndarray:
+        """An array's values in NumPy, for decisions made in Python."""
+
+    def indices(self, values: Sequence[int]) -> Array:
+        """int64 [n]."""
+
+    def reach(self, positions: range, window: int) -> tuple[Array, Array]:
+        """(positions, first position each may see with a window that counts itself), int64 [n] each."""
 
     def embed(self, weight: Matrix, ids: Array, scale: float) -> Array:
         """Rows `ids` [n] of a weight, times `scale`: [n, cols]."""
@@ -156,8 +168,8 @@ class Ops(Protocol):
         u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
         """
 
-    def store(self, slots: int, kv_heads: int, head_dim: int) -> Array:
-        """Room for keys or values: [slots, kv_heads, head_dim], zeroed."""
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Array, Array]:
+        """Room for the keys and for the values of so many slots, zeroed, laid out as `attention` likes it."""
 
 
 def get_ops(name: str) -> Ops:

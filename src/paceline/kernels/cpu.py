@@ -5,6 +5,8 @@ Weights stay in the dtype of the checkpoint (bf16 or fp32); sums and activations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -75,6 +77,16 @@ class CpuOps:
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
+    def host(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def indices(self, values: Sequence[int]) -> Ints:
+        return np.array(values, np.int64)
+
+    def reach(self, positions: range, window: int) -> tuple[Ints, Ints]:
+        at = np.arange(positions.start, positions.stop)
+        return at, np.maximum(at - (window - 1), 0)
+
     def embed(self, weight: CpuMatrix, ids: Ints, scale: float) -> Floats:
         out = np.empty((len(ids), weight.cols), np.float32)
         narrow = weight.data.dtype == np.uint16
@@ -85,7 +97,7 @@ class CpuOps:
         return out
 
     def linear(self, x: Floats, weight: CpuMatrix) -> Floats:
-        y = np.empty((len(x), weight.rows), np.float32)
+        y = np.zeros((len(x), weight.rows), np.float32)
         matmul(x, weight.data, y)
         return y
 
@@ -115,7 +127,7 @@ class CpuOps:
 
     def attention(self, q: Floats, view: LayerView, first: Ints, last: Ints) -> Floats:
         out = np.empty((len(q), q.shape[1] * q.shape[2]), np.float32)
-        work = int((last - first).sum()) * out.shape[1]
+        work = len(q) * int(last[-1] - first[-1]) * out.shape[1]
         (jit.attention if work < PARALLEL_KEYS else jit.attention_parallel)(q, *view, first, last, out)
         return out
 
@@ -192,5 +204,7 @@ class CpuOps:
         jit.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
 
-    def store(self, slots: int, kv_heads: int, head_dim: int) -> Floats:
-        return np.zeros((slots, kv_heads, head_dim), np.float32)
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
+        panels, blocks = -(-slots // PANEL), -(-head_dim // PANEL)
+        keys = np.zeros((panels, kv_heads, head_dim, PANEL), np.float32)
+        return keys, np.zeros((panels, kv_heads, blocks, PANEL, PANEL), np.float32)

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from paceline.kernels.simd import PANEL
+from paceline.kernels.simd import PANEL, TILE, panel_product
 
 F32 = np.float32
 # Sums of one row may be reassociated into vector lanes: the grouping depends on the row's length alone.
@@ -102,66 +102,114 @@ def slot_of(position, table, page):
 
 
 @njit(cache=True, error_model="numpy")
-def write_kv(qkv, start, weight, cos, sin, positions, eps, keys, values, table, page):
-    """Keys from column `start`, values after them, or from the same columns where the projection ends there."""
+def write_kv(qkv, start, weight, cos, sin, positions, eps, keys, values, table, page, ring):
+    """Keys from column `start`, values after them, or from the same columns where the projection ends there.
+
+    keys [panels, kv_heads, dim, 64], values [panels, kv_heads, ceil(dim / 64), 64, 64]: panels of 64 slots, laid out
+    so that both products of attention read them as the matmul reads weights.
+    """
     dim, kv_heads = weight.shape[0], keys.shape[1]
     v_start = start if qkv.shape[1] == start + kv_heads * dim else start + kv_heads * dim
+    turned = np.empty(dim, np.float32)
     for r in range(qkv.shape[0]):
         p = positions[r]
         slot = slot_of(p, table, page)
+        panel, c = slot // PANEL, slot % PANEL
         for h in range(kv_heads):
-            k = qkv[r, start + h * dim : start + (h + 1) * dim]
+            turn(qkv[r, start + h * dim : start + (h + 1) * dim], weight, cos[p], sin[p], eps, turned)
             v = qkv[r, v_start + h * dim : v_start + (h + 1) * dim]
-            turn(k, weight, cos[p], sin[p], eps, keys[slot, h])
             scale = inverse_rms(v, eps)
             for i in range(dim):
-                values[slot, h, i] = v[i] * scale
+                keys[panel, h, i, c] = turned[i]
+                values[panel, h, i // PANEL, c, i % PANEL] = v[i] * scale
 
 
 @njit(cache=True, error_model="numpy")
-def _attend_head(q, keys, values, head, slots, scores, out):
-    """One query head over the slots of its keys, oldest first."""
-    m = slots.shape[0]
+def _softmax_panel(scores, base, newest, turn, first, last):
+    """Masks one row's 64 scores, slot c holding position base + c (modulo `turn` in a ring); returns the peak."""
     peak = F32(-np.inf)
-    for i in range(m):
-        scores[i] = dot(q, keys[slots[i], head])
-        peak = max(peak, scores[i])
-    for i in range(m):
-        scores[i] = exp32(scores[i] - peak)
+    for c in range(PANEL):
+        position = base + c
+        if turn > 0:
+            position = newest - (newest - position) % turn
+        if position < first or position > last:
+            scores[c] = F32(-np.inf)
+        peak = max(peak, scores[c])
+    return peak
+
+
+@njit(cache=True, error_model="numpy")
+def _normalise(scores, peak):
+    """Scores to weights that add up to 1; masked ones become exact zeros, so they add nothing to any sum."""
+    lanes = np.zeros(PANEL, np.float32)
+    for at in range(0, scores.shape[0], PANEL):
+        for c in range(PANEL):
+            s = scores[at + c]
+            weight = exp32(s - peak) if s > F32(-np.inf) else F32(0.0)
+            scores[at + c] = weight
+            lanes[c] += weight
     total = F32(0.0)
-    for i in range(m):
-        total += scores[i]
-    out[:] = F32(0.0)
-    for i in range(m):
-        weight, value = scores[i], values[slots[i], head]
-        for d in range(out.shape[0]):
-            out[d] += weight * value[d]
+    for c in range(PANEL):
+        total += lanes[c]
     inverse = F32(1.0) / total
-    for d in range(out.shape[0]):
-        out[d] *= inverse
+    for i in range(scores.shape[0]):
+        scores[i] *= inverse
 
 
 @njit(cache=True, error_model="numpy")
-def _attend_row(q, keys, values, table, page, first, last, out):
-    heads, dim, group = q.shape[0], q.shape[1], q.shape[0] // keys.shape[1]
-    slots = np.empty(last - first + 1, np.int64)
-    for i in range(slots.shape[0]):
-        slots[i] = slot_of(first + i, table, page)
-    scores = np.empty(slots.shape[0], np.float32)
-    for h in range(heads):
-        _attend_head(q[h], keys, values, h // group, slots, scores, out[h * dim : (h + 1) * dim])
+def _attend_tile(task, q, keys, values, table, page, ring, first, last, out):
+    """Up to TILE (row, head) pairs that read one key/value head: scores, weights, and their sum of values.
+
+    Panels of 64 slots are walked in slot order, which depends on positions alone; masked slots add exact zeros.
+    A pair's result is therefore the same whichever others share the pass.
+    """
+    n, heads, dim = q.shape[0], q.shape[1], q.shape[2]
+    group, kv_heads = heads // keys.shape[1], keys.shape[1]
+    tiles = (n * group + TILE - 1) // TILE
+    kv, start = task // tiles, (task % tiles) * TILE
+    rows = min(n * group - start, TILE)
+    low, high = first[start // group], last[(start + rows - 1) // group]
+    begin, end = (0, page // PANEL) if ring else (low // PANEL, high // PANEL + 1)
+    width, blocks = (end - begin) * PANEL, values.shape[2]
+    x, scores = np.empty((rows, dim), np.float32), np.zeros((rows, width), np.float32)
+    sums, peaks = np.zeros((rows, blocks * PANEL), np.float32), np.full(rows, F32(-np.inf))
+    for i in range(rows):
+        x[i] = q[(start + i) // group, kv * group + (start + i) % group]
+    for j in range(begin, end):
+        panel, at = (table[0] * (page // PANEL) + j if ring else table[j]), (j - begin) * PANEL
+        panel_product(x, 0, dim, keys, (panel * kv_heads + kv) * dim * PANEL, dim, scores, at, width, rows)
+        for i in range(rows):
+            r = (start + i) // group
+            peak = _softmax_panel(scores[i, at : at + PANEL], j * PANEL, high, page if ring else 0, first[r], last[r])
+            peaks[i] = max(peaks[i], peak)
+    for i in range(rows):
+        _normalise(scores[i], peaks[i])
+    for j in range(begin, end):
+        panel, at = (table[0] * (page // PANEL) + j if ring else table[j]), (j - begin) * PANEL
+        for d in range(blocks):
+            w_at = ((panel * kv_heads + kv) * blocks + d) * PANEL * PANEL
+            panel_product(scores, at, width, values, w_at, PANEL, sums, d * PANEL, blocks * PANEL, rows)
+    for i in range(rows):
+        column = (kv * group + (start + i) % group) * dim
+        out[(start + i) // group, column : column + dim] = sums[i, :dim]
 
 
 @njit(cache=True, error_model="numpy")
-def attention(q, keys, values, table, page, first, last, out):
-    for r in range(q.shape[0]):
-        _attend_row(q[r], keys, values, table, page, first[r], last[r], out[r])
+def tasks(q, keys):
+    """How many tiles a pass of attention has."""
+    return keys.shape[1] * ((q.shape[0] * (q.shape[1] // keys.shape[1]) + TILE - 1) // TILE)
+
+
+@njit(cache=True, error_model="numpy")
+def attention(q, keys, values, table, page, ring, first, last, out):
+    for task in range(tasks(q, keys)):
+        _attend_tile(task, q, keys, values, table, page, ring, first, last, out)
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def attention_parallel(q, keys, values, table, page, first, last, out):
-    for r in prange(q.shape[0]):
-        _attend_row(q[r], keys, values, table, page, first[r], last[r], out[r])
+def attention_parallel(q, keys, values, table, page, ring, first, last, out):
+    for task in prange(tasks(q, keys)):
+        _attend_tile(task, q, keys, values, table, page, ring, first, last, out)
 
 
 @njit(cache=True, error_model="numpy")

@@ -7,6 +7,7 @@ picks other arithmetic for other shapes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,6 +51,16 @@ class TorchOps:
 
     def tensor(self, array: Tensor) -> Tensor:
         return array.detach().cpu()
+
+    def host(self, array: Tensor) -> np.ndarray:
+        return array.detach().cpu().numpy()
+
+    def indices(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def reach(self, positions: range, window: int) -> tuple[Tensor, Tensor]:
+        at = torch.arange(positions.start, positions.stop, device=self.device)
+        return at, (at - window + 1).clamp(min=0)
 
     def embed(self, weight: TorchMatrix, ids: Tensor, scale: float) -> Tensor:
         return F.embedding(ids, weight.tensor).float() * scale
@@ -154,8 +165,9 @@ class TorchOps:
         noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
         return torch.from_numpy(noise).to(self.device)
 
-    def store(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
-        return torch.zeros(slots, kv_heads, head_dim, device=self.device)
+    def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        keys, values = (torch.zeros(slots, kv_heads, head_dim, device=self.device) for _ in range(2))
+        return keys, values
 
 
 def slots_of(view: LayerView, positions: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 PANEL = 64
-# Below this many multiply-adds, waking a second thread costs more than it brings (a few microseconds).
-PARALLEL_WORK = 400_000
+# Below this many multiply-adds (under a millisecond on one core) a second thread is not worth waking: on an idle
+# machine it saves little, on a busy one the wait for it costs ten times what it saves.
+PARALLEL_WORK = 16_000_000
 
 _HAS_512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
 # (lanes, vectors, rows) of the register tile: 6 x 4 of 32 registers with AVX-512, 4 x 2 of 16 otherwise.
@@ -55,10 +56,13 @@ def _broadcast(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 def _emit_tile(b: ir.IRBuilder, args: tuple[ir.Value, ...], rows: int, narrow: bool) -> None:
-    """y[r, :] = sum over k of x[r, k] * w[k, :], for `rows` rows and LANES * VECTORS columns, sums in registers."""
+    """y[r, :] += sum over k of x[r, k] * w[k, :], for `rows` rows and LANES * VECTORS columns, sums in registers."""
     x, x_stride, w, length, y, y_stride = args
     fma = b.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (), ir.FunctionType(_VEC, [_VEC] * 3))
     x_rows = [b.gep(x, [b.mul(x_stride, _i64(r))]) for r in range(rows)]
+    y_rows = [b.gep(y, [b.mul(y_stride, _i64(r))]) for r in range(rows)]
+    places = [[b.bitcast(b.gep(row, [_i64(j * LANES)]), _VEC.as_pointer()) for j in range(VECTORS)] for row in y_rows]
+    begun = [[b.load(place, align=4) for place in row] for row in places]
     entry, loop, done = b.block, b.append_basic_block("k"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
@@ -72,16 +76,15 @@ def _emit_tile(b: ir.IRBuilder, args: tuple[ir.Value, ...], rows: int, narrow: b
         new.append([b.call(fma, [value, weights[j], sums[r][j]]) for j in range(VECTORS)])
     following = b.add(k, _i64(1))
     k.add_incoming(following, loop)
-    for old_row, new_row in zip(sums, new, strict=True):
-        for old, value in zip(old_row, new_row, strict=True):
-            old.add_incoming(ir.Constant(_VEC, [0.0] * LANES), entry)
-            old.add_incoming(value, loop)
+    for r in range(rows):
+        for j in range(VECTORS):
+            sums[r][j].add_incoming(begun[r][j], entry)
+            sums[r][j].add_incoming(new[r][j], loop)
     b.cbranch(b.icmp_signed("<", following, length), loop, done)
     b.position_at_end(done)
     for r in range(rows):
-        row = b.gep(y, [b.mul(y_stride, _i64(r))])
         for j in range(VECTORS):
-            b.store(new[r][j], b.bitcast(b.gep(row, [_i64(j * LANES)]), _VEC.as_pointer()), align=4)
+            b.store(new[r][j], places[r][j], align=4)
 
 
 def _tile(rows: int) -> Any:
@@ -113,24 +116,26 @@ _tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (_tile(rows) for rows in 
 
 
 @njit(cache=True, error_model="numpy")
-def _block(x, w, y, w_at, r, y_at, stride):
-    """Columns of one register tile for rows r .. of x, at most TILE of them; returns how many rows it did."""
-    length = x.shape[1]
-    rows = min(x.shape[0] - r, TILE)
-    xp, wp, yp = _address(x, r * length), _address(w, w_at), _address(y, y_at)
+def _run_tile(rows, xp, x_stride, wp, length, yp, stride):
     if rows == 1:
-        _tile_1(xp, length, wp, length, yp, stride)
+        _tile_1(xp, x_stride, wp, length, yp, stride)
     elif rows == 2:
-        _tile_2(xp, length, wp, length, yp, stride)
+        _tile_2(xp, x_stride, wp, length, yp, stride)
     elif rows == 3:
-        _tile_3(xp, length, wp, length, yp, stride)
+        _tile_3(xp, x_stride, wp, length, yp, stride)
     elif rows == 4:
-        _tile_4(xp, length, wp, length, yp, stride)
+        _tile_4(xp, x_stride, wp, length, yp, stride)
     elif rows == 5:
-        _tile_5(xp, length, wp, length, yp, stride)
+        _tile_5(xp, x_stride, wp, length, yp, stride)
     else:
-        _tile_6(xp, length, wp, length, yp, stride)
-    return rows
+        _tile_6(xp, x_stride, wp, length, yp, stride)
+
+
+@njit(cache=True, error_model="numpy")
+def panel_product(x, x_at, x_stride, w, w_at, length, y, y_at, y_stride, rows):
+    """y[rows, 64] += x[rows, length] @ w[length, 64] for at most TILE rows, all given as flat offsets into arrays."""
+    for c in range(0, PANEL, LANES * VECTORS):
+        _run_tile(rows, _address(x, x_at), x_stride, _address(w, w_at + c), length, _address(y, y_at + c), y_stride)
 
 
 @njit(cache=True, error_model="numpy")
@@ -138,13 +143,11 @@ def _panel(x, w, y, p):
     """y[:, panel p] = x @ panel p. The last panel of an odd width goes through a scratch row block."""
     n, length, width = x.shape[0], x.shape[1], y.shape[1]
     whole = (p + 1) * PANEL <= width
-    target = y if whole else np.empty((n, PANEL), np.float32)
-    stride = width if whole else PANEL
-    start = p * PANEL if whole else 0
-    for c in range(0, PANEL, LANES * VECTORS):
-        r = 0
-        while r < n:
-            r += _block(x, w, target, p * length * PANEL + c, r, r * stride + start + c, stride)
+    target = y if whole else np.zeros((n, PANEL), np.float32)
+    stride, start = (width, p * PANEL) if whole else (PANEL, 0)
+    for r in range(0, n, TILE):
+        rows = min(n - r, TILE)
+        panel_product(x, r * length, length, w, p * length * PANEL, length, target, r * stride + start, stride, rows)
     if not whole:
         y[:, p * PANEL :] = target[:, : width - p * PANEL]
 
@@ -162,7 +165,7 @@ def _matmul_parallel(x, w, y):
 
 
 def matmul(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
-    """y [n, N] = x [n, K] @ w, w in panels [ceil(N / 64), K, 64] of fp32, or of bf16 bits as uint16.
+    """y [n, N] += x [n, K] @ w, w in panels [ceil(N / 64), K, 64] of fp32, or of bf16 bits as uint16.
 
     Threads share panels, never a sum, so the number of threads changes no bit either.
     """

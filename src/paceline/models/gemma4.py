@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from paceline.cache import MAX_TENTATIVE, KVCache
-from paceline.config import FULL, SLIDING, LayerConfig, TextConfig
+from paceline.config import LayerConfig, TextConfig
 from paceline.kernels import Array, Ops, Rope
 from paceline.kernels.reference import embed_scale, rope_tables
 from paceline.models.layers import Rows, attend, build_layer, feed_forward, finish
@@ -43,6 +41,7 @@ class Target:
         self.scale = embed_scale(c.hidden, plan.dtype_of(name))
         self.layers = [build_layer(plan, c, i, f"model.layers.{i}", c.owns_kv(i)) for i in range(len(c.layers))]
         self.norm = plan.vector("model.norm.weight", c.hidden)
+        self.kinds = {layer.kind: layer for layer in c.layers}
         # Layers past this one own no keys and values: a prompt's earlier tokens need not go through them.
         self.last_owner = max(c.kv_owners)
         if c.ple_dim:
@@ -58,11 +57,11 @@ class Target:
 
     def forward(self, tokens: Sequence[int], cache: KVCache, wanted: int | None = None) -> Array:
         """Appends `tokens` to the cache; hidden states [wanted, hidden] of the last `wanted` (default: all) of them."""
-        ids = self.ops.array(torch.tensor(tokens, dtype=torch.int64))
+        ids = self.ops.indices(tokens)
         positions = cache.append(len(tokens))
         wanted = len(tokens) if wanted is None else wanted
         h = self.embed(ids)
-        return self.run(h, self._ple(ids, h), self.row_ranges(positions), cache, wanted)
+        return self.run(h, self.per_layer_inputs(ids, h), self.row_ranges(positions), cache, wanted)
 
     def run(self, h: Array, ple: Array | None, rows: dict[str, Rows], cache: KVCache, wanted: int) -> Array:
         """The decoder over embedded tokens h [n, hidden]: hidden states [wanted, hidden] after the final norm."""
@@ -102,7 +101,8 @@ class Target:
             hidden = self.forward(chunk, cache, wanted=int(start + len(chunk) == len(tokens)))
         return hidden
 
-    def _ple(self, ids: Array, h: Array) -> Array | None:
+    def per_layer_inputs(self, ids: Array, h: Array) -> Array | None:
+        """Per-layer embeddings [n, layers, P] of tokens and their embeddings h [n, hidden]; None in sizes without."""
         if not self.config.ple_dim:
             return None
         token = self.ops.embed(self.ple_table, ids, self.ple_scale)
@@ -111,13 +111,8 @@ class Target:
 
     def row_ranges(self, positions: range) -> dict[str, Rows]:
         """For each kind of layer, what the rows at `positions` attend: themselves and what their window reaches."""
-        at = torch.arange(positions.start, positions.stop)
         rows = {}
-        for kind in (SLIDING, FULL):
-            layer = next((x for x in self.config.layers if x.kind == kind), None)
-            if layer is not None:
-                reach = positions.stop if layer.window is None else layer.window
-                first = self.ops.array((at - reach + 1).clamp(min=0))
-                here = self.ops.array(at)
-                rows[kind] = Rows(here, first, here, self.ropes.get(layer, positions.stop))
+        for kind, layer in self.kinds.items():
+            here, first = self.ops.reach(positions, layer.window or positions.stop)
+            rows[kind] = Rows(here, first, here, self.ropes.get(layer, positions.stop))
         return rows

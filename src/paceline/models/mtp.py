@@ -6,12 +6,10 @@ returns logits for the next token and the hidden state for the step after.
 
 from __future__ import annotations
 
-import torch
-
 from paceline.cache import KVCache
-from paceline.config import FULL, SLIDING, DrafterConfig, TextConfig
+from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import CheckpointError
-from paceline.kernels import Array, Ops
+from paceline.kernels import Array
 from paceline.models.gemma4 import Target
 from paceline.models.layers import Rows, attend, build_layer, feed_forward, finish
 from paceline.models.plan import Plan
@@ -25,7 +23,7 @@ class MtpDrafter:
         self.config, self.ops = config, plan.ops
         text = config.text
         self.kv_layers = [target.last_owner(layer.kind) for layer in text.layers]
-        self.window = next((x.window for x in text.layers if x.window is not None), None)
+        self.kinds = {layer.kind: layer for layer in text.layers}
         self.pre_projection = plan.matrix({"pre_projection.weight": text.hidden}, 2 * config.backbone_hidden)
         self.layers = [build_layer(plan, text, i, f"model.layers.{i}", False) for i in range(len(text.layers))]
         self.norm = plan.vector("model.norm.weight", text.hidden)
@@ -44,14 +42,11 @@ class MtpDrafter:
 
     def rows(self, target: Target, cache: KVCache, position: int) -> dict[str, Rows]:
         """What one query at the constant `position` attends: the last window of the cache, or all of it."""
-        here = self.ops.array(torch.tensor([position]))
-        last = self.ops.array(torch.tensor([cache.length - 1]))
+        here, last = self.ops.indices([position]), self.ops.indices([cache.length - 1])
         rows = {}
-        for kind, reach in ((SLIDING, self.window or 0), (FULL, cache.length)):
-            layer = next((x for x in self.config.text.layers if x.kind == kind), None)
-            if layer is not None:
-                first = self.ops.array(torch.tensor([max(0, cache.length - reach)]))
-                rows[kind] = Rows(here, first, last, target.ropes.get(layer, position + 1))
+        for kind, layer in self.kinds.items():
+            first = self.ops.indices([max(0, cache.length - (layer.window or cache.length))])
+            rows[kind] = Rows(here, first, last, target.ropes.get(layer, position + 1))
         return rows
 
     def step(self, embedded: Array, hidden: Array, rows: dict[str, Rows], cache: KVCache) -> tuple[Array, Array]:
@@ -91,6 +86,3 @@ def check_pair(drafter: DrafterConfig, target: TextConfig) -> None:
     for what, have, need in facts:
         if have != need:
             raise CheckpointError(f"this drafter belongs to another target: its {what} is {have}, the target's {need}")
-
-
-__all__ = ["MtpDrafter", "Ops", "check_pair"]

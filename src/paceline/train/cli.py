@@ -43,6 +43,17 @@ def target(
     train_target(corpus, tokenizer, out, recipe)
 
 
+@app.command("continuations")
+def continuations(
+    target: Annotated[Path, typer.Option(help="Checkpoint folder of the target.")], corpus: Corpus, out: Out,
+    minutes: Minutes = 1.0, batch: Batch = 64, length: Length = 384, device: Device = "cpu", seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Let a target continue prompts from a corpus: the text its drafter should learn on."""
+    from paceline.train.continuations import write_continuations
+
+    write_continuations(target, corpus, out, minutes, batch, length, device, seed)
+
+
 @app.command("drafter")
 def drafter(
     target: Annotated[Path, typer.Option(help="Checkpoint folder of the target.")], corpus: Corpus, out: Out,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from paceline.config import FULL, SLIDING, parse_text
+from paceline.config import parse_text
 from paceline.kernels.reference import embed_scale
 from paceline.models.gemma4 import Target
 from paceline.models.layers import Rows
@@ -38,7 +38,7 @@ class BatchTarget:
         cache, ids = BatchCache(model.config, batch), tokens.flatten()
         h = model.embed(ids)
         rows = batch_rows(model, batch, length, tokens.device)
-        out = model.run(h, model._ple(ids, h), rows, cache, len(ids))  # type: ignore[arg-type]
+        out = model.run(h, model.per_layer_inputs(ids, h), rows, cache, len(ids))  # type: ignore[arg-type]
         return out, cache
 
     def loss(self, window: Tensor) -> Tensor:
@@ -50,11 +50,9 @@ class BatchTarget:
 def batch_rows(model: Target, batch: int, length: int, device: torch.device) -> dict[str, Rows]:
     """Positions 0 .. length - 1 for every sequence; the batch views know what each row may see."""
     positions = torch.arange(length, device=device).repeat(batch)
-    kinds = {layer.kind: layer for layer in model.config.layers}
     return {
-        kind: Rows(positions, positions, positions, model.ropes.get(kinds[kind], length))
-        for kind in (SLIDING, FULL)
-        if kind in kinds
+        kind: Rows(positions, positions, positions, model.ropes.get(layer, length))
+        for kind, layer in model.kinds.items()
     }
 
 
