@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	@$(RUN) ruff check --quiet $(CODE)
 	@$(RUN) ruff format --check $(CODE)
-	@$(RUN) mypy $(CODE)
+	@$(RUN) mypy src
 
 # Only its absence matters: it is a link to an interpreter that may be older or newer than anything here.
 $(VENV)/bin/python:

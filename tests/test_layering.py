@@ -16,10 +16,10 @@ ROWS = [
     "weights models cache",
     "sampling drafters",
     "speculate",
-    "text hub",
+    "text hub resolve",
     "engine",
     "llm __init__",
-    "bench train",
+    "bench train terminal",
     "cli __main__",
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}

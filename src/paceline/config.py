@@ -18,11 +18,39 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Keys that describe training, bookkeeping or other modalities: they cannot change the text of a text prompt.
 WITHOUT_EFFECT = frozenset(
-    """_name_or_path architectures attention_dropout audio_config audio_token_id boa_token_id boa_token_index
-    boi_token_id bos_token_id chunk_size_feed_forward dtype eoa_token_id eoa_token_index eoi_token_id
-    id2label image_token_id initializer_range is_encoder_decoder label2id model_type output_attentions
-    output_hidden_states pad_token_id problem_type return_dict torch_dtype transformers_version use_cache
-    video_token_id vision_config vision_soft_tokens_per_image""".split()
+    {
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "audio_config",
+        "audio_token_id",
+        "boa_token_id",
+        "boa_token_index",
+        "boi_token_id",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eoa_token_id",
+        "eoa_token_index",
+        "eoi_token_id",
+        "id2label",
+        "image_token_id",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "video_token_id",
+        "vision_config",
+        "vision_soft_tokens_per_image",
+    }
 )
 TARGET_TYPES = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
 DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
@@ -201,7 +229,9 @@ def parse_drafter(data: Mapping[str, Any], where: str) -> DrafterConfig:
     centroids = None
     if keys.only("use_ordered_embeddings", (True, False), False):
         if text.vocab % count or not 1 <= active <= count:
-            raise ConfigError(f"{where}: num_centroids {count} must divide vocab_size {text.vocab}, top_k {active} fit it")
+            raise ConfigError(
+                f"{where}: num_centroids {count} must divide vocab_size {text.vocab}, top_k {active} fit it"
+            )
         centroids = CentroidConfig(count=count, active=active)
     result = DrafterConfig(text=text, backbone_hidden=keys.size("backbone_hidden_size"), centroids=centroids)
     keys.finish()
@@ -303,7 +333,9 @@ def _owner(where: str, kinds: list[str], index: int, first_shared: int) -> int:
         return index
     owners = [j for j in range(first_shared) if kinds[j] == kinds[index]]
     if not owners:
-        raise ConfigError(f"{where}: layer {index} shares keys and values, but no earlier {kinds[index]} layer owns any")
+        raise ConfigError(
+            f"{where}: layer {index} shares keys and values, but no earlier {kinds[index]} layer owns any"
+        )
     return owners[-1]
 
 

@@ -1,11 +1,11 @@
 """Everything Paceline refuses, as a tree.
 
-    PacelineError            exit code 2; its message is one sentence that names the mend
-    |-- ConfigError          a config.json (or an option) holds something unknown or impossible
-    |-- CheckpointError      a file, tensor or pairing of checkpoints is not what it must be
-    |-- PromptError          a prompt or a prompt file cannot be used
-    |-- UsageError           a flag or argument is out of range
-    `-- RollbackError        the cache was asked to take back more than it keeps room for
+PacelineError            exit code 2; its message is one sentence that names the mend
+|-- ConfigError          a config.json (or an option) holds something unknown or impossible
+|-- CheckpointError      a file, tensor or pairing of checkpoints is not what it must be
+|-- PromptError          a prompt or a prompt file cannot be used
+|-- UsageError           a flag or argument is out of range
+`-- RollbackError        the cache was asked to take back more than it keeps room for
 """
 
 

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
-from paceline.config import read_drafter
+from paceline.config import read_drafter, read_target
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
-from paceline.engine import Engine, Writer, check_draft_length
+from paceline.engine import Engine, Writer, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
 from paceline.kernels import get_ops
 from paceline.models.gemma4 import Target
+from paceline.models.mtp import check_pair
 from paceline.resolve import Options, Resolved, resolve
 from paceline.text import Text
 from paceline.types import Completion, Prompt, SamplingParams, TokenEvent
 from paceline.weights import load_drafter, load_target
+
+
+class Stream:
+    """Iterates over the events of one request; `completion()` is the finished text afterwards."""
+
+    def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, k: int, text: Text | None) -> None:
+        self._writer = Writer(engine, params, text.detokenizer() if text else None, len(prompt))
+        self._events = engine.run(prompt, params, k, self._writer)
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        return self._events
+
+    def __next__(self) -> TokenEvent:
+        return next(self._events)
+
+    def completion(self) -> Completion:
+        """What has been generated so far: everything, once the events are used up."""
+        return self._writer.completion()
 
 
 class LLM:
@@ -37,46 +56,56 @@ class LLM:
         unknown = sorted(set(options) - {"device", "dtype", "backend", "draft_position"})
         if unknown:
             raise UsageError(f"from_pretrained has no option {unknown[0]!r}")
-        return cls.load(resolve(Options(target=str(target), drafter=None if drafter is None else str(drafter), **options)))
+        return cls.load(
+            resolve(Options(target=str(target), drafter=None if drafter is None else str(drafter), **options))
+        )
 
     @classmethod
     def load(cls, resolved: Resolved) -> LLM:
         """Loads what `resolve` settled."""
-        if isinstance(resolved.drafter, str) or resolved.drafter is None:
-            pass
-        else:
-            read_drafter(resolved.drafter)  # a wrong drafter is refused before gigabytes are read
+        if isinstance(resolved.drafter, Path):  # a wrong drafter is refused before gigabytes are read
+            check_pair(read_drafter(resolved.drafter), read_target(resolved.target))
         target = load_target(resolved.target, get_ops(resolved.backend))
         text = Text.from_folder(resolved.target)
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
         engine = Engine(target, _drafter(resolved, target), end_ids, resolved.generation.suppress)
         return cls(resolved, engine, text)
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams | None = None, k: int | None = None) -> list[Completion]:
-        """A completion for each prompt: a string, token ids, or chat messages. k: draft length, 0 for plain decoding."""
+    def generate(
+        self, prompts: list[Prompt], params: SamplingParams | None = None, k: int | None = None
+    ) -> list[Completion]:
+        """A completion for each prompt: a string, token ids, or chat messages.
+
+        k is the draft length: None takes what the drafter advises, 0 decodes plainly. The text is the same for all.
+        """
         if isinstance(prompts, str):
             raise PromptError("generate takes a list of prompts; write [prompt] for a single one")
         done = []
         for prompt in prompts:
-            writer, events = self._start(prompt, params or SamplingParams(), k)
-            for _ in events:
+            stream = self.stream(prompt, params, k)
+            for _ in stream:
                 pass
-            done.append(writer.completion())
+            done.append(stream.completion())
         return done
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: int | None = None) -> Iterator[TokenEvent]:
-        """Token events as they come; the last one carries the finish reason."""
-        return self._start(prompt, params or SamplingParams(), k)[1]
-
-    def _start(self, prompt: Prompt, params: SamplingParams, k: int | None) -> tuple[Writer, Iterator[TokenEvent]]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: int | None = None) -> Stream:
+        """Token events as they come; the last one carries the finish reason. Refuses bad input before the first."""
+        params = params or SamplingParams()
         k = check_draft_length(self.resolved.k if k is None else k)
         if k and isinstance(self.engine.drafter, NoDrafter):
             raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
-        ids = self.encode(prompt)
-        writer = Writer(self.engine, params, self.text.detokenizer() if self.text else None, len(ids))
         if params.stop and self.text is None:
             raise UsageError("stop strings need a tokenizer; this checkpoint has none")
-        return writer, self.engine.run(ids, params, k, writer)
+        ids = self.encode(prompt)
+        check_prompt(ids, params, self.engine.target)
+        return Stream(self.engine, ids, params, k, self.text)
+
+    def warm_up(self) -> None:
+        """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
+            for k in {0, self.resolved.k}:
+                self.generate([[0] * 20], params, k)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. A checkpoint without a tokenizer takes lists of ids only."""
@@ -93,7 +122,7 @@ class LLM:
         return {
             "name": "paceline",
             "decisions": {d.what: f"{d.value} ({d.why})" for d in self.resolved.decisions},
-            "threads": numba.get_num_threads() if self.resolved.backend == "cpu" else torch.get_num_threads(),
+            "threads": torch.get_num_threads(),
             "labels": ["CPU"],
         }
 

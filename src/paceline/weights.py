@@ -120,7 +120,9 @@ def fill(plan: Plan, headers: dict[str, Header], folder: Path) -> None:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensor(s), first {missing[0]}; download it again")
     if extra:
         where = headers[extra[0]]
-        raise CheckpointError(f"{where.file}: {where.stored_name} has no place in this model ({len(extra)} such tensors)")
+        raise CheckpointError(
+            f"{where.file}: {where.stored_name} has no place in this model ({len(extra)} such tensors)"
+        )
     for name, place in plan.places.items():
         if headers[name].shape != place.shape:
             found = f"{list(headers[name].shape)}, its config.json asks for {list(place.shape)}"

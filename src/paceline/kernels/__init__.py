@@ -18,6 +18,8 @@ import torch
 from paceline.errors import UsageError
 
 Array = Any
+Weight = Any  # a backend's own `Matrix`
+View = Any  # a `LayerView`, or what training puts in its place
 
 
 class LayerView(NamedTuple):
@@ -42,12 +44,12 @@ class Rope(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """How a fused projection splits: `count` query heads, then keys, then values (or none: K = V layers).
+    """How a fused projection splits: `queries` query heads, then keys, then values (or none: K = V layers).
 
     q_norm, k_norm: [dim]; k_norm is q_norm where the projection holds queries only.
     """
 
-    count: int
+    queries: int
     k_eq_v: bool
     q_norm: Array
     k_norm: Array
@@ -91,10 +93,10 @@ class Ops(Protocol):
     def reach(self, positions: range, window: int) -> tuple[Array, Array]:
         """(positions, first position each may see with a window that counts itself), int64 [n] each."""
 
-    def embed(self, weight: Matrix, ids: Array, scale: float) -> Array:
+    def embed(self, weight: Weight, ids: Array, scale: float) -> Array:
         """Rows `ids` [n] of a weight, times `scale`: [n, cols]."""
 
-    def linear(self, x: Array, weight: Matrix) -> Array:
+    def linear(self, x: Array, weight: Weight) -> Array:
         """x [n, cols] @ weight^T: [n, rows]."""
 
     def concat(self, a: Array, b: Array) -> Array:
@@ -109,14 +111,14 @@ class Ops(Protocol):
         h' = (h + rms_norm(y, post)) * scale[0]; returns (h', rms_norm(h', pre)), the latter None without `pre`.
         """
 
-    def rope_write(self, qkv: Array, heads: Heads, rope: Rope, positions: Array, view: LayerView | None) -> Array:
+    def rope_write(self, qkv: Array, heads: Heads, rope: Rope, positions: Array, view: View | None) -> Array:
         """Normalises and turns the heads of a fused projection, and writes keys and values where `view` says.
 
         qkv [n, (heads + kv + kv) * dim], or without the last group when values are the raw keys (K = V layers).
         view None means the projection holds queries only. Returns q [n, heads, dim].
         """
 
-    def attention(self, q: Array, view: LayerView, first: Array, last: Array) -> Array:
+    def attention(self, q: Array, view: View, first: Array, last: Array) -> Array:
         """softmax(q k^T) v over positions first[r] .. last[r] of each row r, scale 1: [n, heads * dim]."""
 
     def geglu(self, gate_up: Array) -> Array:
@@ -140,13 +142,13 @@ class Ops(Protocol):
     def route(self, scores: Array, active: int, expert_scale: Array) -> tuple[Array, Array]:
         """Softmax over experts, the best `active`, renormalised: (ids, weights), [n, active] in rank order."""
 
-    def experts(self, x: Array, ids: Array, weights: Array, gate_up: list[Matrix], down: list[Matrix]) -> Array:
+    def experts(self, x: Array, ids: Array, weights: Array, gate_up: list[Weight], down: list[Weight]) -> Array:
         """sum over rank of weights * down(geglu(gate_up(x))), in rank order, each distinct expert read once."""
 
     def softcap(self, logits: Array, cap: float) -> Array:
         """cap * tanh(logits / cap): [n, V]."""
 
-    def gather_linear(self, x: Array, weight: Matrix, ids: Array) -> Array:
+    def gather_linear(self, x: Array, weight: Weight, ids: Array) -> Array:
         """x [n, cols] against rows ids [n, m] of a weight: [n, m]."""
 
     def gather_rows(self, table: Array, ids: Array) -> Array:

@@ -118,10 +118,10 @@ class CpuOps:
         return out, normed
 
     def rope_write(self, qkv: Floats, heads: Heads, rope: Rope, positions: Ints, view: LayerView | None) -> Floats:
-        q = np.empty((len(qkv), heads.count, len(heads.q_norm)), np.float32)
+        q = np.empty((len(qkv), heads.queries, len(heads.q_norm)), np.float32)
         jit.rope_queries(qkv, heads.q_norm, rope.cos, rope.sin, positions, heads.eps, q)
         if view is not None:
-            start = heads.count * len(heads.q_norm)
+            start = heads.queries * len(heads.q_norm)
             jit.write_kv(qkv, start, heads.k_norm, rope.cos, rope.sin, positions, heads.eps, *view)
         return q
 
@@ -160,9 +160,7 @@ class CpuOps:
         jit.route(scores, expert_scale, ids, weights)
         return ids, weights
 
-    def experts(
-        self, x: Floats, ids: Ints, weights: Floats, gate_up: list[CpuMatrix], down: list[CpuMatrix]
-    ) -> Floats:
+    def experts(self, x: Floats, ids: Ints, weights: Floats, gate_up: list[CpuMatrix], down: list[CpuMatrix]) -> Floats:
         parts = np.empty((*ids.shape, x.shape[1]), np.float32)
         for expert in np.unique(ids):
             rows, ranks = np.nonzero(ids == expert)

@@ -136,7 +136,10 @@ class TorchOps:
         for r in range(len(x)):
             total = torch.zeros_like(x[r])
             for expert, weight in zip(ids[r].tolist(), weights[r], strict=True):
-                total = total + self.linear(self.geglu(self.linear(x[r : r + 1], gate_up[expert])), down[expert])[0] * weight
+                total = (
+                    total
+                    + self.linear(self.geglu(self.linear(x[r : r + 1], gate_up[expert])), down[expert])[0] * weight
+                )
             rows.append(total)
         return torch.stack(rows)
 
@@ -147,7 +150,7 @@ class TorchOps:
         return torch.einsum("nd,nmd->nm", x, weight.tensor[ids].to(x.dtype))
 
     def gather_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        return table[ids].flatten(1)
+        return table[ids].reshape(len(ids), -1)
 
     def mask_columns(self, x: Tensor, columns: tuple[int, ...]) -> Tensor:
         x = x.clone()
@@ -179,7 +182,7 @@ def slots_of(view: LayerView, positions: Tensor) -> Tensor:
 def split_heads(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """[n, all * dim] as (q, k, v), [n, heads, dim] each; v is the raw k where the projection has no v of its own."""
     split = qkv.reshape(len(qkv), -1, len(heads.q_norm))
-    q, kv = split[:, : heads.count], split[:, heads.count :]
+    q, kv = split[:, : heads.queries], split[:, heads.queries :]
     if heads.k_eq_v:
         return q, kv, kv
     k, v = kv.chunk(2, dim=1)
@@ -191,9 +194,7 @@ def turn(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
     half, rotated = x.shape[-1] // 2, rope.cos.shape[1]
     cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
     a, b = x[..., :rotated], x[..., half : half + rotated]
-    return torch.cat(
-        [a * cos - b * sin, x[..., rotated:half], b * cos + a * sin, x[..., half + rotated :]], dim=-1
-    )
+    return torch.cat([a * cos - b * sin, x[..., rotated:half], b * cos + a * sin, x[..., half + rotated :]], dim=-1)
 
 
 def philox_gumbel(seed: int, position: int, ids: np.ndarray) -> np.ndarray:

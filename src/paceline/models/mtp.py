@@ -75,7 +75,10 @@ class MtpDrafter:
 
 def check_pair(drafter: DrafterConfig, target: TextConfig) -> None:
     """Refuses a drafter that was made for another target, naming the first size that differs."""
-    facts = [("hidden size", drafter.backbone_hidden, target.hidden), ("vocabulary", drafter.text.vocab, target.vocab)]
+    facts: list[tuple[str, int | None, int | None]] = [
+        ("hidden size", drafter.backbone_hidden, target.hidden),
+        ("vocabulary", drafter.text.vocab, target.vocab),
+    ]
     for layer in drafter.text.layers:
         if layer.kind not in {target.layers[i].kind for i in target.kv_owners}:
             raise CheckpointError(f"the drafter reads {layer.kind} keys and values, but the target has none")

@@ -77,11 +77,10 @@ class TrainOps(TorchOps):
 
     def attention(self, q: Tensor, view: BatchView, first: Tensor, last: Tensor) -> Tensor:  # type: ignore[override]
         length = len(q) // view.batch
-        q, k, v = (x.unflatten(0, (view.batch, length)).transpose(1, 2) for x in (q, view.keys, view.values))
+        q, k, v = (x.view(view.batch, length, *x.shape[1:]).transpose(1, 2) for x in (q, view.keys, view.values))
         plain = view.window is None and view.lag == 0
         mask = None if plain else view.mask(length, q.device)
-        out = F.scaled_dot_product_attention(
-            *(x.bfloat16() if x.is_cuda else x for x in (q, k, v)),
-            attn_mask=mask, is_causal=plain, scale=1.0, enable_gqa=True,
-        )  # fmt: skip
+        if q.is_cuda:
+            q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plain, scale=1.0, enable_gqa=True)
         return out.transpose(1, 2).reshape(view.batch * length, -1)

@@ -90,7 +90,9 @@ def new_cache(config: TextConfig, batch: int, length: int, device: str) -> StepC
 
 
 @torch.no_grad()
-def continue_batch(target: BatchTarget, prompts: Tensor, lengths: Tensor, greedy: Tensor, generator: torch.Generator) -> Tensor:
+def continue_batch(
+    target: BatchTarget, prompts: Tensor, lengths: Tensor, greedy: Tensor, generator: torch.Generator
+) -> Tensor:
     """Fills prompts [B, T] from each row's length on, with the target's own tokens. greedy [B] bool."""
     model, (batch, total) = target.model, prompts.shape
     cache = new_cache(model.config, batch, total, target.ops.device)

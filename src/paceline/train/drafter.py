@@ -64,7 +64,7 @@ class BatchDrafter:
         tokens = window[:, :-1]
         hidden, cache = self.target.hidden(tokens)
         logits = self.target.model.logits(hidden).float()
-        rows = batch_rows(self.target.model, *tokens.shape, tokens.device)
+        rows = batch_rows(self.target.model, tokens.shape[0], tokens.shape[1], tokens.device)
         shape = (*tokens.shape, -1)
         return Anchors(tokens, hidden.view(shape), logits.view(shape), cache.for_drafter(), rows)
 
@@ -97,7 +97,7 @@ class BatchDrafter:
         loss = 0.5 * F.cross_entropy(logits, law) + 0.5 * F.cross_entropy(logits, best)
         if self.clustered:
             # A centroid should score its cluster as the target does: by the probability of all its tokens.
-            share = law[:, self.model.clusters.flatten()].unflatten(1, self.model.clusters.shape).sum(-1)
+            share = law[:, self.model.clusters].sum(-1)
             loss = loss + 0.5 * F.cross_entropy(self.model.ops.linear(state, self.model.centroids).float(), share)
         return loss
 

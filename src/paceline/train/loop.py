@@ -61,13 +61,13 @@ class Trainer:
             {"params": matrices, "weight_decay": recipe.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=self.lr, betas=(0.9, 0.95), fused=self.cuda, capturable=self.cuda
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=self.cuda, capturable=self.cuda)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.history: list[dict[str, float]] = []
 
-    def run(self, batches: Iterator[Tensor], console: Console, at: dict[float, Callable[[], None]] | None = None) -> int:
+    def run(
+        self, batches: Iterator[Tensor], console: Console, at: dict[float, Callable[[], None]] | None = None
+    ) -> int:
         """Trains; returns the steps done. `at` maps a share of the time to something done once then."""
         hooks, start, step = sorted((at or {}).items(), key=lambda x: x[0]), time.perf_counter(), 0
         self.tokens = next(batches).to(self.recipe.device)
@@ -111,7 +111,7 @@ class Trainer:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Records one step as a CUDA graph: thousands of small kernels would otherwise wait for the host."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):

@@ -1,0 +1,74 @@
+"""What the command line shows: loading, an answer as it streams, a conversation."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+
+from paceline.errors import PromptError
+from paceline.llm import LLM
+from paceline.types import ChatMessage, Prompt, SamplingParams
+
+DRAFTED, PLAIN = "\x1b[32m", "\x1b[0m"
+LEGEND = "green: guessed by the drafter and confirmed by the target"
+
+
+def load(target: str, drafter: str, draft_position: str = "n", backend: str = "auto") -> LLM:
+    """Loads a model and says so on stderr; "none" means no drafter."""
+    console = Console(stderr=True)
+    with console.status(f"loading {target}"):
+        started = time.perf_counter()
+        chosen = None if drafter == "none" else drafter
+        llm = LLM.from_pretrained(target, chosen, draft_position=draft_position, backend=backend)
+    found = next(d for d in llm.resolved.decisions if d.what == "drafter")
+    console.print(f"loaded {target} in {time.perf_counter() - started:.1f} s; drafter: {found.value} ({found.why})")
+    with console.status("compiling the CPU kernels (once a machine, about half a minute)"):
+        llm.warm_up()
+    return llm
+
+
+def answer(llm: LLM, prompt: Prompt, params: SamplingParams, k: int | None, show_drafts: bool) -> str:
+    """Streams one answer to stdout, its speed to stderr; returns the text."""
+    colour = show_drafts and sys.stdout.isatty()
+    stream = llm.stream(prompt, params, k)
+    for event in stream:
+        shown = f"{DRAFTED}{event.text}{PLAIN}" if colour and event.from_draft else event.text
+        print(shown, end="", flush=True)
+    print()
+    done = stream.completion()
+    s = done.stats
+    speed = f"{1 / s.tpot_s:.0f} tokens/s" if s.tpot_s else "one token"
+    note = f"; {LEGEND}" if colour else ""
+    Console(stderr=True).print(
+        f"{len(done.token_ids)} tokens, first after {1e3 * s.ttft_s:.0f} ms, then {speed},"
+        f" {s.acceptance_length:.2f} tokens a round{note}",
+        style="dim",
+    )
+    return done.text
+
+
+def converse(llm: LLM, params: SamplingParams, k: int | None, show_drafts: bool) -> None:
+    """Reads questions until an empty line or the end of input; an unusable one is refused and the talk goes on."""
+    messages: list[ChatMessage] = []
+    console = Console(stderr=True)
+    while question := _ask():
+        if question == "/new":
+            messages = []
+            continue
+        messages.append({"role": "user", "content": question})
+        try:
+            text = answer(llm, messages, params, k, show_drafts)
+        except PromptError as error:
+            messages.pop()
+            console.print(f"{error}; /new starts over", markup=False)
+            continue
+        messages.append({"role": "assistant", "content": text})
+
+
+def _ask() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
