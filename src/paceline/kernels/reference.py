@@ -176,7 +176,8 @@ class TorchOps:
 def slots_of(view: LayerView, positions: Tensor) -> Tensor:
     """The slots of absolute positions [m], by the rule in `LayerView`."""
     pages = view.table[(positions // view.page) % len(view.table)].long()
-    return pages * view.page + positions % view.page
+    slots: Tensor = pages * view.page + positions % view.page
+    return slots
 
 
 def split_heads(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
