@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from paceline.train.loop import Recipe
-
 app = typer.Typer(no_args_is_help=True, help="Train a tokenizer, a miniature target, or an MTP drafter for it.")
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
@@ -21,6 +19,17 @@ Length = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Rate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Chooses initial weights and the order of the data.")]
+
+
+@app.command("tokenizer")
+def tokenizer(
+    sources: Sources, out: Out, vocab: Annotated[int, typer.Option(help="Pieces, special ones included.")] = 4096
+) -> None:
+    """Train a small tokenizer in Gemma 4's layout on a balanced sample of text files."""
+    from paceline.train.documents import balanced_sample
+    from paceline.train.tokenizer import save, train_tokenizer
+
+    save(train_tokenizer(balanced_sample(sources), vocab), out)
 
 
 @app.command("corpus")
@@ -37,6 +46,7 @@ def target(
     lr: Rate = 4e-3, device: Device = "cpu", seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Train a miniature Gemma 4 (E2B's features, 6.8 M parameters) on a corpus."""
+    from paceline.train.loop import Recipe
     from paceline.train.target import train_target
 
     recipe = Recipe(minutes=minutes, batch=batch, length=length, lr=lr, device=device, seed=seed)
@@ -62,6 +72,7 @@ def drafter(
 ) -> None:  # fmt: skip
     """Distil an MTP drafter (4 layers, centroid head) from a target."""
     from paceline.train.drafter import train_drafter
+    from paceline.train.loop import Recipe
 
     recipe = Recipe(minutes=minutes, batch=batch, length=length, lr=lr, device=device, seed=seed)
     train_drafter(target, corpus, out, recipe)
