@@ -138,9 +138,6 @@ class GenerationDefaults:
     eos_ids: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
     draft_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
 
 
 class _Keys:
@@ -248,9 +245,6 @@ def read_generation(folder: Path) -> GenerationDefaults:
         eos_ids=_ids(data.get("eos_token_id")),
         suppress=_ids(data.get("suppress_tokens")),
         draft_tokens=data.get("num_assistant_tokens"),
-        temperature=data.get("temperature") if data.get("do_sample") else 0.0,
-        top_k=data.get("top_k"),
-        top_p=data.get("top_p"),
     )
 
 

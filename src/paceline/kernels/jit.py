@@ -1,6 +1,9 @@
 """The CPU kernels besides the matmul, compiled by Numba. Shapes are documented in `paceline.kernels.Ops`.
 
 Every loop treats a row on its own, in an order fixed by that row's shape: no result depends on the other rows.
+
+For developers: Numba keeps compiled functions on disk until the file that defines them changes. Functions here inline
+some of simd.py, so touch this file after an edit there.
 """
 
 import math

@@ -60,8 +60,10 @@ def continuations(
 ) -> None:  # fmt: skip
     """Let a target continue prompts from a corpus: the text its drafter should learn on."""
     from paceline.train.continuations import write_continuations
+    from paceline.train.loop import Recipe
 
-    write_continuations(target, corpus, out, minutes, batch, length, device, seed)
+    recipe = Recipe(minutes=minutes, batch=batch, length=length, device=device, seed=seed)
+    write_continuations(target, corpus, out, recipe)
 
 
 @app.command("drafter")

@@ -28,6 +28,7 @@ from paceline.models.layers import Rows
 from paceline.train.batch import TrainOps
 from paceline.train.data import Batches
 from paceline.train.drafter import frozen_target
+from paceline.train.loop import Recipe
 from paceline.train.target import BatchTarget
 
 PROMPT_TOKENS = (12, 96)  # shortest and longest prompt cut from a document
@@ -137,22 +138,20 @@ def documents(rows: Tensor, lengths: Tensor, ends: frozenset[int]) -> Iterator[N
         yield row[: length + stops[0] + 1] if len(stops) else row
 
 
-def write_continuations(
-    target_folder: Path, corpus: Path, out: Path, minutes: float, batch: int, length: int, device: str, seed: int = 0
-) -> dict[str, int]:
-    """Continues prompts of every category for `minutes`; returns tokens written by category."""
-    console, started = Console(stderr=True), time.perf_counter()
-    target = frozen_target(target_folder, StepOps(device))
-    generator, rng = torch.Generator(device=device).manual_seed(seed), np.random.default_rng(seed)
-    greedy = torch.arange(batch, device=device) % 2 == 0
-    names = Batches(corpus, 1, length).names
-    feeds = {name: iter(Batches(corpus, batch, length - 1, {name: 1.0}, seed)) for name in names}
+def write_continuations(target_folder: Path, corpus: Path, out: Path, recipe: Recipe) -> dict[str, int]:
+    """Continues prompts of every category for the recipe's minutes; returns tokens written by category."""
+    console, started, r = Console(stderr=True), time.perf_counter(), recipe
+    target = frozen_target(target_folder, StepOps(r.device))
+    generator, rng = torch.Generator(device=r.device).manual_seed(r.seed), np.random.default_rng(r.seed)
+    greedy = torch.arange(r.batch, device=r.device) % 2 == 0
+    names = Batches(corpus, 1, r.length).names
+    feeds = {name: iter(Batches(corpus, r.batch, r.length - 1, {name: 1.0}, r.seed)) for name in names}
     texts: dict[str, list[NDArray[np.uint16]]] = {name: [] for name in names}
-    while (time.perf_counter() - started) / 60 < minutes:
+    while (time.perf_counter() - started) / 60 < r.minutes:
         for name in names:
             windows = next(feeds[name])
             lengths = cut_prompts(windows, rng)
-            rows = continue_batch(target, windows.to(device), lengths.to(device), greedy, generator)
+            rows = continue_batch(target, windows.to(r.device), lengths.to(r.device), greedy, generator)
             texts[name].extend(documents(rows, lengths, frozenset(target.model.config.eos_ids)))
         done = {name: int(sum(map(len, t))) for name, t in texts.items()}
         console.print(f"{(time.perf_counter() - started):.0f} s  tokens {done}")
