@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from paceline.sampling import Sampler
 from paceline.speculate import speculate, start
 from paceline.types import SamplingParams
 from paceline.weights import load_drafter, load_target
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
 
 TOLERANCE = 1e-4
 HIDDEN_TOLERANCE = 3e-4  # the target's states after its final norm: about 3 in the mean, up to 15
@@ -50,12 +52,8 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pair, Oracle]]:
-    """All families. One fixture and not one per parameter: pytest would tear those down and build them again."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("families")
-    pairs = [families.build(name, root) for name in families.FAMILIES]
-    return {pair.name: (pair, Oracle.load(pair)) for pair in pairs}
+def made(pairs: dict[str, Pair]) -> dict[str, tuple[Pair, Oracle]]:
+    return {name: (pair, Oracle.load(pair)) for name, pair in pairs.items()}
 
 
 @pytest.fixture(scope="session", params=families.FAMILIES)
@@ -69,16 +67,6 @@ def case(family: tuple[Pair, Oracle], request: pytest.FixtureRequest) -> Case:
     ops = get_ops(request.param)
     target = load_target(pair.target, ops)
     return Case(pair, oracle, target, load_drafter(pair.assistant, target.config, ops))
-
-
-@pytest.fixture(autouse=True)
-def _quiet_torch() -> Iterator[None]:
-    """No gradients, and one thread: on tiny shapes a second one only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def close(ours: Tensor, theirs: Tensor, atol: float = TOLERANCE) -> None:
