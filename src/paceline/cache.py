@@ -86,13 +86,12 @@ class KVCache:
         """
         if count > MAX_TENTATIVE:
             raise RollbackError(f"a pass of {count} tokens does not fit the {MAX_TENTATIVE} slots kept for one")
-        start, self.length, self.tentative = self.length, self.length + count, count
-        while self._held * PAGE < self.length:
+        while self._held * PAGE < self.length + count:
             if not self.storage.free_pages:
-                self.length, self.tentative = start, 0
-                raise UsageError(f"the cache is full at {start} tokens; allow a longer context or shorten the prompt")
+                raise UsageError(f"the cache is full at {self.length} tokens; allow more context or shorten the prompt")
             self._table[self._held] = self.storage.free_pages.pop()
             self._held += 1
+        start, self.length, self.tentative = self.length, self.length + count, count
         return range(start, self.length)
 
     def rollback(self, count: int) -> None:
