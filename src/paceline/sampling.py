@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from paceline.kernels import Array, Ops
 from paceline.types import SamplingParams
@@ -46,7 +47,7 @@ class Sampler:
 
     def _sample(self, logits: Array, ids: Array | None, position: int) -> int:
         kept, scores = self._candidates(logits, ids)
-        noise = self.ops.host(self.ops.gumbel(self.params.seed, position, kept))
+        noise = self.ops.host(self.ops.gumbel(self.params.seed, position, self.ops.array(torch.from_numpy(kept))))
         return int(kept[int(np.argmax(scores + noise))])
 
     def _candidates(self, logits: Array, ids: Array | None) -> tuple[Ids, Scores]:
@@ -54,10 +55,11 @@ class Sampler:
         p = self.params
         if p.top_k or p.top_p < 1.0:
             order, values = self.ops.top(logits, min(p.top_k or logits.shape[1], logits.shape[1]))
-            columns, kept = np.asarray(order[0]), np.asarray(values[0], np.float64) / p.temperature
+            columns, kept = self.ops.host(order)[0], np.asarray(self.ops.host(values)[0], np.float64) / p.temperature
         else:
-            columns, kept = np.arange(logits.shape[1]), np.asarray(logits[0], np.float64) / p.temperature
-        names = columns if ids is None else np.asarray(ids[0])[columns]
+            columns = np.arange(logits.shape[1])
+            kept = np.asarray(self.ops.host(logits)[0], np.float64) / p.temperature
+        names = columns if ids is None else self.ops.host(ids)[0][columns]
         if p.top_p < 1.0:
             count = nucleus(kept, p.top_p)
             names, kept = names[:count], kept[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -38,7 +39,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.temperature >= 0.0, "temperature must be 0 (greedy) or greater", self.temperature),
+            (0.0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or greater", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (off) or greater", self.top_k),
             (0.0 < self.top_p <= 1.0, "top_p must lie in (0, 1]", self.top_p),
             (0 <= self.seed < 2**64, "seed must lie in 0 .. 2^64-1", self.seed),
