@@ -1,14 +1,18 @@
 """Checkpoint folders in the hub's layout -> models. Strict at both ends: every tensor has a home, every home a tensor.
 
-Shapes and names are checked from the files' headers before anything is loaded; tensors then stream in one by one.
+Shapes and names are checked from the files' headers before anything is loaded; tensors then stream in part by part.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,19 +33,27 @@ TOWERS = (
     "model.embed_audio.",
     "model.vision_embedder.",  # 12B
 )
-# Files are mapped, and mapped pages count as used memory until the file is closed: reopen it this often.
-REOPEN_BYTES = 64 << 20
+# Files are read, not mapped: every mapped page costs a fault and counts as used memory, which for a single table of
+# several gigabytes doubles it. Parts of this size stay in the last cache between reading and rearranging.
+PART_BYTES = 16 << 20
+PART_ROWS = 64  # parts of whole panels are rearranged fastest
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors header says of one tensor."""
+    """What a safetensors header says of one tensor; `offset` is where its bytes start in the file."""
 
     file: Path
     stored_name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one entry of the first axis."""
+        return self.dtype.itemsize * prod(self.shape[1:])
 
 
 def load_target(folder: Path, ops: Ops) -> Target:
@@ -82,16 +94,16 @@ def read_headers(folder: Path, rename: Callable[[str], str | None]) -> dict[str,
     """Canonical name -> header for every tensor that `rename` does not drop."""
     headers: dict[str, Header] = {}
     for file in shard_files(folder):
-        with _open(file) as shard:
-            for stored in shard.keys():  # noqa: SIM118  # not a dict
-                name = rename(stored)
-                if name is None:
-                    continue
-                part = shard.get_slice(stored)
-                kind = part.get_dtype()
-                if kind not in DTYPES:
-                    raise CheckpointError(f"{file}: {stored} is stored as {kind}; Paceline reads {', '.join(DTYPES)}")
-                headers[name] = Header(file, stored, tuple(part.get_shape()), DTYPES[kind])
+        stored, begin = _header(file)
+        for stored_name, entry in stored.items():
+            name = rename(stored_name)
+            if name is None:
+                continue
+            kind = entry["dtype"]
+            if kind not in DTYPES:
+                raise CheckpointError(f"{file}: {stored_name} is stored as {kind}; Paceline reads {', '.join(DTYPES)}")
+            shape, offset = tuple(entry["shape"]), begin + entry["data_offsets"][0]
+            headers[name] = Header(file, stored_name, shape, DTYPES[kind], offset)
     return headers
 
 
@@ -127,32 +139,44 @@ def fill(plan: Plan, headers: dict[str, Header], folder: Path) -> None:
         if headers[name].shape != place.shape:
             found = f"{list(headers[name].shape)}, its config.json asks for {list(place.shape)}"
             raise CheckpointError(f"{headers[name].file}: {headers[name].stored_name} has shape {found}")
-    for name, tensor in stream(headers):
-        plan.places[name].write(tensor)
+    for name, row, part in stream(headers):
+        plan.places[name].write(part, row)
 
 
-def stream(headers: dict[str, Header]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor once, file by file, never keeping more than about REOPEN_BYTES of a file mapped."""
-    by_file: dict[Path, list[str]] = {}
-    for name, header in headers.items():
-        by_file.setdefault(header.file, []).append(name)
-    for file, names in by_file.items():
-        while names:
-            mapped = 0
-            with _open(file) as shard:
-                while names and mapped < REOPEN_BYTES:
-                    name = names.pop(0)
-                    tensor = shard.get_tensor(headers[name].stored_name)
-                    mapped += tensor.nbytes
-                    yield name, tensor
-                    del tensor
+def stream(headers: dict[str, Header]) -> Iterator[tuple[str, int, Tensor]]:
+    """Every tensor in parts along its first axis: (name, first row, rows). A part is overwritten by the next."""
+    largest = max((header.row_bytes for header in headers.values()), default=0)
+    buffer = torch.empty(max(PART_BYTES, largest), dtype=torch.uint8)
+    in_order = sorted(headers.items(), key=lambda item: (item[1].file, item[1].offset))
+    for file, group in itertools.groupby(in_order, key=lambda item: item[1].file):
+        with file.open("rb") as data:
+            for name, header in group:
+                for row, count in _parts(header):
+                    data.seek(header.offset + row * header.row_bytes)
+                    room = buffer[: count * header.row_bytes]
+                    if data.readinto(room.numpy().data) < len(room):
+                        raise CheckpointError(f"{file} ends inside {header.stored_name}; download it again")
+                    yield name, row, room.view(header.dtype).view(count, *header.shape[1:])
 
 
-def _open(file: Path) -> safe_open:
+def _parts(header: Header) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of the parts a tensor is read in."""
+    rows = max(1, PART_BYTES // header.row_bytes)
+    rows -= rows % PART_ROWS if rows > PART_ROWS else 0
+    for start in range(0, header.shape[0], rows):
+        yield start, min(rows, header.shape[0] - start)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """A file's header, once safetensors has found it to fit the file, and the offset at which the data begin."""
     try:
-        return safe_open(file, framework="pt")
+        with safe_open(file, framework="pt"), file.open("rb") as data:
+            length = int.from_bytes(data.read(8), "little")
+            header = json.loads(data.read(length))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged or no safetensors file ({error}); download it again") from None
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _dtype(headers: dict[str, Header], name: str, folder: Path) -> torch.dtype:

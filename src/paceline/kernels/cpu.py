@@ -43,19 +43,13 @@ class CpuMatrix:
         if self.table:
             self._tensor[row : row + len(tensor)] = tensor
             return
-        columns = self._tensor.transpose(1, 2)  # [panels, 64, cols]
         done = 0
         while done < len(tensor):
             panel, at = divmod(row + done, PANEL)
-            whole = (len(tensor) - done) // PANEL if at == 0 else 0
-            if whole:
-                block = tensor[done : done + whole * PANEL]
-                columns[panel : panel + whole] = block.view(whole, PANEL, self.cols)
-                done += whole * PANEL
-            else:
-                count = min(PANEL - at, len(tensor) - done)
-                columns[panel, at : at + count] = tensor[done : done + count]
-                done += count
+            count = min(PANEL - at, len(tensor) - done)
+            # One panel at a time: PyTorch transposes matrices in blocks, but a batch of them column by column.
+            self._tensor[panel, :, at : at + count] = tensor[done : done + count].t()
+            done += count
 
     @property
     def nbytes(self) -> int:

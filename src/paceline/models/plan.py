@@ -13,10 +13,13 @@ from paceline.kernels import Array, Matrix, Ops
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's shape in the checkpoint, where it is put, and how it is read back for export."""
+    """A tensor's shape in the checkpoint, where it is put, and how it is read back for export.
+
+    write(part, row) copies a part of the tensor that starts at index `row` of its first axis.
+    """
 
     shape: tuple[int, ...]
-    write: Callable[[Tensor], None]
+    write: Callable[[Tensor, int], None]
     read: Callable[[], Tensor]
 
 
@@ -62,16 +65,16 @@ class Plan:
         weights = [self.ops.matrix(rows, cols, self.dtype_of(name)) for _ in range(count)]
         self.matrices.extend(weights)
 
-        def write(tensor: Tensor) -> None:
-            for weight, part in zip(weights, tensor, strict=True):
-                weight.write(0, part)
+        def write(tensor: Tensor, start: int) -> None:
+            for i, part in enumerate(tensor, start):
+                weights[i].write(0, part)
 
         self.places[name] = Place((count, rows, cols), write, lambda: torch.stack([_rows(w, 0, rows) for w in weights]))
         return weights
 
 
 def _matrix_place(weight: Matrix, row: int, shape: tuple[int, int]) -> Place:
-    return Place(shape, lambda tensor: weight.write(row, tensor), lambda: _rows(weight, row, shape[0]))
+    return Place(shape, lambda tensor, start: weight.write(row + start, tensor), lambda: _rows(weight, row, shape[0]))
 
 
 def _rows(weight: Matrix, row: int, rows: int) -> Tensor:
@@ -80,7 +83,7 @@ def _rows(weight: Matrix, row: int, rows: int) -> Tensor:
 
 
 def _array_place(ops: Ops, array: Array, shape: tuple[int, ...]) -> Place:
-    def write(tensor: Tensor) -> None:
-        array[...] = ops.array(tensor.reshape(shape))
+    def write(tensor: Tensor, start: int) -> None:
+        array[start : start + len(tensor)] = ops.array(tensor)
 
     return Place(shape, write, lambda: ops.tensor(array))

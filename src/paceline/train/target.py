@@ -78,7 +78,7 @@ def initialise(plan: Plan, small: tuple[str, ...], branches: int) -> None:
     for name, place in plan.places.items():
         if len(place.shape) == 1 and not name.endswith("token_ordering"):
             value = 1 / math.sqrt(branches) if any(s in name for s in small) else 1.0
-            place.write(torch.full(place.shape, value))
+            place.write(torch.full(place.shape, value), 0)
 
 
 @torch.no_grad()
