@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from paceline.errors import PacelineError
+from paceline.errors import PacelineError, PromptError
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage, SamplingParams
 
@@ -45,8 +45,10 @@ def generate(
     from paceline.terminal import answer, load
 
     params = _params(temperature, top_k, top_p, seed, max_tokens, stop)
-    llm = load(target, drafter, draft_position, backend)
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text")
+    llm = load(target, drafter, k, draft_position, backend)
     turn: ChatMessage = {"role": "user", "content": text}
     answer(llm, text if raw else [turn], params, k, show_drafts)
 
@@ -61,7 +63,7 @@ def chat(
     from paceline.terminal import converse, load
 
     params = _params(temperature, top_k, top_p, seed, max_tokens, stop)
-    converse(load(target, drafter, draft_position, backend), params, k, show_drafts)
+    converse(load(target, drafter, k, draft_position, backend), params, k, show_drafts)
 
 
 @app.command("bench")
@@ -84,7 +86,7 @@ def bench(
 
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
-    llm = load(target, drafter, draft_position, backend)
+    llm = load(target, drafter, k, draft_position, backend)
     options = BenchOptions(
         k=llm.resolved.k if k is None else k, repeats=repeats, max_tokens=max_tokens, seed=seed,
         temperatures=tuple(temperature or (0.0, 1.0)), top_k=top_k, top_p=top_p,

@@ -7,6 +7,7 @@ Both spellings in use are understood: the classic keys (`global_head_dim`, `num_
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,41 +18,14 @@ from paceline.errors import CheckpointError, ConfigError
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 # Keys that describe training, bookkeeping or other modalities: they cannot change the text of a text prompt.
-WITHOUT_EFFECT = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "audio_config",
-        "audio_token_id",
-        "boa_token_id",
-        "boa_token_index",
-        "boi_token_id",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eoa_token_id",
-        "eoa_token_index",
-        "eoi_token_id",
-        "id2label",
-        "image_token_id",
-        "initializer_range",
-        "is_encoder_decoder",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-        "video_token_id",
-        "vision_config",
-        "vision_soft_tokens_per_image",
-    }
-)
+WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "architectures", "attention_dropout", "audio_config", "audio_token_id", "boa_token_id",
+    "boa_token_index", "boi_token_id", "bos_token_id", "chunk_size_feed_forward", "dtype", "eoa_token_id",
+    "eoa_token_index", "eoi_token_id", "id2label", "image_token_id", "initializer_range", "is_encoder_decoder",
+    "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "torch_dtype", "transformers_version", "use_cache", "video_token_id", "vision_config",
+    "vision_soft_tokens_per_image",
+})  # fmt: skip
 TARGET_TYPES = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
 DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
@@ -150,12 +124,40 @@ class _Keys:
         self.read.add(key)
         return self.data.get(key, default)
 
-    def size(self, key: str) -> int:
-        """A required positive integer."""
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive integer; required without a default."""
         value = self.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        value = default if value is None else value
+        if type(value) is not int or value < 1:
             raise ConfigError(f"{self.where}: {key} must be a positive integer, not {value!r}")
         return value
+
+    def count(self, key: str) -> int:
+        """An integer from 0 on; null and absent mean 0."""
+        return self.size(key) if self.get(key) not in (None, 0) else 0
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number; null and absent mean the default."""
+        value = self.get(key)
+        value = default if value is None else value
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ConfigError(f"{self.where}: {key} must be a number, not {value!r}")
+        return float(value)
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids: one, a list of them, or none."""
+        value = self.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ConfigError(f"{self.where}: {key} must be a token id or a list of them, not {value!r}")
+        return tuple(ids)
+
+    def table(self, key: str) -> dict[str, Any]:
+        """A JSON object; null and absent mean an empty one."""
+        value = self.get(key)
+        if not isinstance(value, dict | None):
+            raise ConfigError(f"{self.where}: {key} must be a JSON object, not {value!r}")
+        return value or {}
 
     def only(self, key: str, supported: tuple[Any, ...], default: Any) -> Any:
         value = self.get(key, default)
@@ -222,10 +224,10 @@ def parse_drafter(data: Mapping[str, Any], where: str) -> DrafterConfig:
     text = parse_text(text_data, f"{where} text_config", drafter=True)
     keys.only("tie_word_embeddings", (True,), True)
     keys.get("eos_token_id")
-    count, active = keys.get("num_centroids", 2048), keys.get("centroid_intermediate_top_k", 32)
+    count, active = keys.size("num_centroids", 2048), keys.size("centroid_intermediate_top_k", 32)
     centroids = None
     if keys.only("use_ordered_embeddings", (True, False), False):
-        if text.vocab % count or not 1 <= active <= count:
+        if text.vocab % count or active > count:
             raise ConfigError(
                 f"{where}: num_centroids {count} must divide vocab_size {text.vocab}, top_k {active} fit it"
             )
@@ -240,11 +242,11 @@ def read_generation(folder: Path) -> GenerationDefaults:
     path = folder / "generation_config.json"
     if not path.exists():
         return GenerationDefaults()
-    data = read_json(path)
+    keys = _Keys(read_json(path), str(path))
     return GenerationDefaults(
-        eos_ids=_ids(data.get("eos_token_id")),
-        suppress=_ids(data.get("suppress_tokens")),
-        draft_tokens=data.get("num_assistant_tokens"),
+        eos_ids=keys.ids("eos_token_id"),
+        suppress=keys.ids("suppress_tokens"),
+        draft_tokens=None if keys.get("num_assistant_tokens") is None else keys.size("num_assistant_tokens"),
     )
 
 
@@ -258,42 +260,41 @@ def parse_text(data: Mapping[str, Any], where: str, drafter: bool = False) -> Te
     keys.only("use_bidirectional_attention", (None, "vision"), None)
     kinds = _layer_kinds(keys)
     # The unified models have no per-layer embeddings and no such key; elsewhere an absent key means 256.
-    ple_dim = keys.get("hidden_size_per_layer_input", 256 if data.get("model_type") == "gemma4_text" else 0) or 0
+    absent = 256 if data.get("model_type") == "gemma4_text" else 0
+    ple_dim = keys.count("hidden_size_per_layer_input") if "hidden_size_per_layer_input" in data else absent
     result = TextConfig(
         vocab=keys.size("vocab_size"),
         hidden=keys.size("hidden_size"),
         layers=_layers(keys, kinds, drafter),
-        eps=float(keys.get("rms_norm_eps", 1e-6)),
-        softcap=keys.get("final_logit_softcapping"),
-        max_positions=keys.get("max_position_embeddings", 131072),
+        eps=keys.number("rms_norm_eps", 1e-6),
+        softcap=keys.number("final_logit_softcapping", 0.0) or None,
+        max_positions=keys.size("max_position_embeddings", 131072),
         ple_dim=ple_dim,
-        ple_vocab=keys.get("vocab_size_per_layer_input", 262144) if ple_dim else 0,
+        ple_vocab=keys.size("vocab_size_per_layer_input", 262144) if ple_dim else 0,
         experts=_experts(keys),
-        eos_ids=_ids(keys.get("eos_token_id")),
+        eos_ids=keys.ids("eos_token_id"),
     )
     keys.get("vocab_size_per_layer_input")
     keys.finish()
     return result
 
 
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
-
-
 def _layer_kinds(keys: _Keys) -> list[str]:
     count = keys.size("num_hidden_layers")
     # Transformers' default when the list is absent: five sliding layers, then a full one.
     kinds = keys.get("layer_types") or [FULL if (i + 1) % 6 == 0 or i + 1 == count else SLIDING for i in range(count)]
+    if not isinstance(kinds, list):
+        raise ConfigError(f"{keys.where}: layer_types must be a list, not {kinds!r}")
     wrong = next((k for k in kinds if k not in (SLIDING, FULL)), None)
     if wrong is not None:
         raise ConfigError(f"{keys.where}: layer type {wrong!r} is not supported")
     if len(kinds) != count:
         raise ConfigError(f"{keys.where}: layer_types has {len(kinds)} entries for {count} layers")
-    return list(kinds)
+    return kinds
 
 
 def _layers(keys: _Keys, kinds: list[str], drafter: bool) -> tuple[LayerConfig, ...]:
-    shared = keys.get("num_kv_shared_layers", 0) or 0
+    shared = keys.count("num_kv_shared_layers")
     first_shared = len(kinds) - (0 if drafter else shared)
     heads, window = keys.size("num_attention_heads"), keys.size("sliding_window")
     intermediate = keys.size("intermediate_size")
@@ -336,12 +337,12 @@ def _owner(where: str, kinds: list[str], index: int, first_shared: int) -> int:
 def _geometry(keys: _Keys, kinds: list[str], k_eq_v: bool) -> Callable[[int], tuple[int, int]]:
     """(key/value heads, head size) of a layer, from either spelling."""
     kv_heads, head_dim = keys.size("num_key_value_heads"), keys.size("head_dim")
-    full_dim, full_kv = keys.get("global_head_dim", 512), keys.get("num_global_key_value_heads")
+    full_dim, full_kv = keys.size("global_head_dim", 512), keys.count("num_global_key_value_heads")
     full = {"head_dim": full_dim, "num_key_value_heads": full_kv if k_eq_v and full_kv else kv_heads}
     overrides: dict[int, dict[str, int]] = {i: full for i, kind in enumerate(kinds) if kind == FULL}
     spelled = keys.get("per_layer_config")
     if spelled is not None:
-        overrides = {int(i): _override(keys.where, o) for i, o in _items(spelled)}
+        overrides = {i: _override(keys.where, o) for i, o in _items(keys.where, spelled)}
 
     def of(index: int) -> tuple[int, int]:
         own = overrides.get(index, {})
@@ -350,16 +351,20 @@ def _geometry(keys: _Keys, kinds: list[str], k_eq_v: bool) -> Callable[[int], tu
     return of
 
 
-def _items(spelled: Any) -> list[tuple[Any, Any]]:
-    return list(spelled.items()) if isinstance(spelled, dict) else list(enumerate(spelled))
+def _items(where: str, spelled: Any) -> list[tuple[int, Any]]:
+    try:
+        return [(int(i), o) for i, o in (spelled.items() if isinstance(spelled, dict) else enumerate(spelled))]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: per_layer_config must name layers by number, not {spelled!r}") from None
 
 
-def _override(where: str, override: dict[str, Any] | None) -> dict[str, int]:
-    override = override or {}
-    unknown = sorted(set(override) - {"head_dim", "num_key_value_heads"})
-    if unknown:
-        raise ConfigError(f"{where}: per_layer_config sets {unknown[0]!r}, which Paceline does not support per layer")
-    return override
+def _override(where: str, override: Any) -> dict[str, int]:
+    keys = _Keys({"override": override}, f"{where} per_layer_config")
+    inner = _Keys(keys.table("override"), keys.where)
+    for key in inner.data.keys() & {"head_dim", "num_key_value_heads"}:
+        inner.size(key)
+    inner.finish()
+    return dict(inner.data)
 
 
 def _rope(keys: _Keys, kind: str) -> tuple[float, float]:
@@ -368,10 +373,12 @@ def _rope(keys: _Keys, kind: str) -> tuple[float, float]:
         SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
     }
-    table = keys.get("rope_parameters") or default
-    rope = _Keys(table.get(kind) or default[kind], f"{keys.where} rope_parameters.{kind}")
+    table = _Keys(keys.table("rope_parameters"), f"{keys.where} rope_parameters")
+    rope = _Keys(table.table(kind) or default[kind], f"{keys.where} rope_parameters.{kind}")
     rope_type = rope.only("rope_type", ("default", "proportional"), "default")
-    theta, factor = float(rope.get("rope_theta", 1e4)), float(rope.get("partial_rotary_factor", 1.0))
+    theta, factor = rope.number("rope_theta", 1e4), rope.number("partial_rotary_factor", 1.0)
+    if theta <= 0 or not 0 <= factor <= 1:
+        raise ConfigError(f"{rope.where}: rope_theta {theta} and partial_rotary_factor {factor} are out of range")
     if rope_type == "default" and factor != 1.0:
         raise ConfigError(f"{rope.where}: partial_rotary_factor {factor} needs rope_type 'proportional'")
     rope.finish()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from paceline.config import read_drafter, read_target
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
 from paceline.engine import Engine, Writer, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
 from paceline.kernels import get_ops
 from paceline.models.gemma4 import Target
-from paceline.models.mtp import check_pair
 from paceline.resolve import Options, Resolved, resolve
 from paceline.text import Text
 from paceline.types import Completion, Prompt, SamplingParams, TokenEvent
@@ -63,8 +60,6 @@ class LLM:
     @classmethod
     def load(cls, resolved: Resolved) -> LLM:
         """Loads what `resolve` settled."""
-        if isinstance(resolved.drafter, Path):  # a wrong drafter is refused before gigabytes are read
-            check_pair(read_drafter(resolved.drafter), read_target(resolved.target))
         target = load_target(resolved.target, get_ops(resolved.backend))
         text = Text.from_folder(resolved.target)
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
@@ -111,6 +106,8 @@ class LLM:
         """Token ids of a prompt. A checkpoint without a tokenizer takes lists of ids only."""
         if isinstance(prompt, list) and prompt and all(isinstance(t, int) for t in prompt):
             return list(prompt)  # type: ignore[arg-type]
+        if not isinstance(prompt, str | list):
+            raise PromptError(f"a prompt is a string, a list of token ids or of messages, not {type(prompt).__name__}")
         if not prompt:
             raise PromptError("the prompt is empty")
         if self.text is None:

@@ -6,9 +6,11 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.config import GenerationDefaults, read_drafter, read_generation
-from paceline.errors import UsageError
+from paceline.cache import MAX_TENTATIVE
+from paceline.config import GenerationDefaults, TextConfig, read_drafter, read_generation, read_target
+from paceline.errors import ConfigError, UsageError
 from paceline.hub import find_drafter, resolve_checkpoint
+from paceline.models.mtp import check_pair
 
 DEFAULT_K = 4
 
@@ -54,18 +56,30 @@ def resolve(options: Options) -> Resolved:
     """Finds (and if need be downloads) the checkpoints and settles every open choice. Loads no weights."""
     target = resolve_checkpoint(options.target)
     decisions = [Decision("target", str(target), f"asked for as {options.target!r}")]
-    drafter = _drafter(options, decisions)
+    config = read_target(target)
+    generation = _generation(target, config.vocab)
+    drafter = _drafter(options, config, decisions)
     _device(options, decisions)
     backend = _backend(options, decisions)
     _dtype(options, backend, decisions)
     k = _draft_length(drafter, decisions)
     return Resolved(
         target=target, drafter=drafter, backend=backend, k=k, draft_position=options.draft_position,
-        generation=read_generation(target), decisions=tuple(decisions),
+        generation=generation, decisions=tuple(decisions),
     )  # fmt: skip
 
 
-def _drafter(options: Options, decisions: list[Decision]) -> Path | str | None:
+def _generation(target: Path, vocab: int) -> GenerationDefaults:
+    generation = read_generation(target)
+    wrong = [i for i in (*generation.eos_ids, *generation.suppress) if i >= vocab]
+    if wrong:
+        raise ConfigError(f"{target}/generation_config.json names token {wrong[0]}, outside the vocabulary of {vocab}")
+    return generation
+
+
+def _drafter(options: Options, config: TextConfig, decisions: list[Decision]) -> Path | str | None:
+    if options.draft_position not in ("n", "n-1"):
+        raise UsageError(f"the drafter's position is 'n' or 'n-1', not {options.draft_position!r}")
     name, why = options.drafter, "asked for"
     if name == "auto":
         found = find_drafter(options.target)
@@ -74,6 +88,7 @@ def _drafter(options: Options, decisions: list[Decision]) -> Path | str | None:
         decisions.append(Decision("drafter", name or "none", why))
         return name
     folder = resolve_checkpoint(name)
+    check_pair(read_drafter(folder), config)  # a wrong drafter is refused before gigabytes are read
     decisions.append(Decision("drafter", str(folder), why))
     return folder
 
@@ -111,9 +126,9 @@ def _draft_length(drafter: Path | str | None, decisions: list[Decision]) -> int:
     if drafter is None:
         k, why = 0, "there is no drafter"
     elif isinstance(drafter, Path):
-        read_drafter(drafter)
         advised = read_generation(drafter).draft_tokens
         if advised is not None:
-            k, why = advised, "num_assistant_tokens in the drafter's generation_config.json"
+            k = min(advised, MAX_TENTATIVE - 1)
+            why = f"num_assistant_tokens is {advised} in the drafter's generation_config.json"
     decisions.append(Decision("k", str(k), why))
     return k

@@ -7,6 +7,7 @@ import time
 
 from rich.console import Console
 
+from paceline.engine import check_draft_length
 from paceline.errors import PromptError
 from paceline.llm import LLM
 from paceline.types import ChatMessage, Prompt, SamplingParams
@@ -15,8 +16,9 @@ DRAFTED, PLAIN = "\x1b[32m", "\x1b[0m"
 LEGEND = "green: guessed by the drafter and confirmed by the target"
 
 
-def load(target: str, drafter: str, draft_position: str = "n", backend: str = "auto") -> LLM:
-    """Loads a model and says so on stderr; "none" means no drafter."""
+def load(target: str, drafter: str, k: int | None, draft_position: str = "n", backend: str = "auto") -> LLM:
+    """Loads a model and says so on stderr; "none" means no drafter. Refuses an impossible draft length first."""
+    check_draft_length(k or 0)
     console = Console(stderr=True)
     with console.status(f"loading {target}"):
         started = time.perf_counter()

@@ -38,6 +38,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         checks = (
             (0.0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or greater", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (off) or greater", self.top_k),
@@ -49,6 +50,17 @@ class SamplingParams:
         for good, rule, value in checks:
             if not good:
                 raise UsageError(f"{rule}, not {value!r}")
+
+    def _check_types(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+        for name in ("top_k", "seed", "max_tokens"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")
+        # A plain string would be taken for many stop strings of one character.
+        if isinstance(self.stop, str) or not all(isinstance(s, str) for s in self.stop):
+            raise UsageError(f"stop must be a sequence of strings, not {self.stop!r}")
 
 
 @dataclass(slots=True)

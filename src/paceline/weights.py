@@ -117,6 +117,8 @@ def shard_files(folder: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map names something that is no file; download it again")
     files = [folder / name for name in sorted(set(weight_map.values()))]
     absent = [file for file in files if not file.exists()]
     if absent:

@@ -18,6 +18,7 @@ from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.report import console_report, html_report
 from paceline.bench.stats import summarise
+from paceline.errors import PacelineError
 
 
 @runtime_checkable
@@ -33,6 +34,7 @@ def run_bench(
     """Measures, writes `out` (JSON) and `html` if named, shows tables on stderr, and returns the summary.
 
     Whatever ends it early, Ctrl-C included, is raised again after what was measured is in `out` as incomplete.
+    Input that is refused before the first measurement leaves no file.
     Raises UsageError before measuring when a file could not be written or matplotlib is missing for `html`.
     """
     files.check_writable(out)
@@ -45,6 +47,8 @@ def run_bench(
     try:
         _collect(llm, prompts, options, rows, console)
     except BaseException as error:
+        if not rows and isinstance(error, PacelineError):  # refused, not failed: leave no file behind
+            raise
         record["failure"] = f"{type(error).__name__}: {error}".rstrip(": ")
         _finish(record, rows, options, out)
         console.print(f"Stopped early; {out} keeps {len(rows)} measurements.", markup=False, style="yellow")

@@ -124,14 +124,11 @@ class Ops(Protocol):
     def geglu(self, gate_up: Array) -> Array:
         """gelu_tanh(left half) * right half: [n, I]."""
 
-    def gelu_mul(self, gate: Array, value: Array) -> Array:
-        """gelu_tanh(gate) * value, both [n, I]."""
-
     def mix_ple(self, context: Array, token: Array, weight: Array, scale: float, eps: float) -> Array:
         """(rms_norm(context * scale, weight) + token) / sqrt(2), per layer: [n, L, P] from two [n, L * P]."""
 
-    def ple_row(self, ple: Array, layer: int) -> Array:
-        """One layer's inputs out of `mix_ple`'s result: [n, P]."""
+    def gate_ple(self, gate: Array, ple: Array, layer: int) -> Array:
+        """gelu_tanh(gate) * that layer's part of `mix_ple`'s result: [n, P]."""
 
     def scale_columns(self, x: Array, weight: Array, scale: float) -> Array:
         """x * weight * scale: [n, D]."""

@@ -126,12 +126,8 @@ class CpuOps:
         return out
 
     def geglu(self, gate_up: Floats) -> Floats:
-        half = gate_up.shape[1] // 2
-        return self.gelu_mul(gate_up[:, :half], gate_up[:, half:])
-
-    def gelu_mul(self, gate: Floats, value: Floats) -> Floats:
-        out = np.empty(gate.shape, np.float32)
-        jit.gelu_mul(gate, value, out)
+        out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
+        jit.geglu(gate_up, out)
         return out
 
     def mix_ple(self, context: Floats, token: Floats, weight: Floats, scale: float, eps: float) -> Floats:
@@ -139,8 +135,10 @@ class CpuOps:
         jit.mix_ple(context, token, weight, scale, eps, out)
         return out
 
-    def ple_row(self, ple: Floats, layer: int) -> Floats:
-        return ple[:, layer]
+    def gate_ple(self, gate: Floats, ple: Floats, layer: int) -> Floats:
+        out = np.empty(gate.shape, np.float32)
+        jit.gate_ple(gate, ple, layer, out)
+        return out
 
     def scale_columns(self, x: Floats, weight: Floats, scale: float) -> Floats:
         return x * weight * np.float32(scale)

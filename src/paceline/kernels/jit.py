@@ -68,10 +68,11 @@ def rms_norm(x, weight, eps, out):
 @njit(cache=True, error_model="numpy")
 def add_norm(h, y, post, pre, scale, eps, out, normed):
     """`pre` of length 0 leaves `normed` alone."""
+    whole = scale[0]
     for r in range(h.shape[0]):
         s = inverse_rms(y[r], eps)
         for i in range(h.shape[1]):
-            out[r, i] = (h[r, i] + y[r, i] * s * post[i]) * scale[0]
+            out[r, i] = (h[r, i] + y[r, i] * s * post[i]) * whole
         if pre.shape[0] > 0:
             s = inverse_rms(out[r], eps)
             for i in range(h.shape[1]):
@@ -127,36 +128,39 @@ def write_kv(qkv, start, weight, cos, sin, positions, eps, keys, values, table, 
                 values[panel, h, i // PANEL, c, i % PANEL] = v[i] * scale
 
 
-@njit(cache=True, error_model="numpy")
-def _softmax_panel(scores, base, newest, turn, first, last):
-    """Masks one row's 64 scores, slot c holding position base + c (modulo `turn` in a ring); returns the peak."""
-    peak = F32(-np.inf)
+@njit(cache=True, error_model="numpy", fastmath={"nnan", "reassoc"})
+def _mask_panel(scores, start, newest, turn, first, last):
+    """Hides what one row may not see among the 64 slots from `start`; returns the greatest score left.
+
+    In a ring of `turn` slots, a slot after the newest token's still holds a token of the turn before.
+    """
+    peak, newest_slot = F32(-np.inf), newest % turn if turn else newest
     for c in range(PANEL):
-        position = base + c
-        if turn > 0:
-            position = newest - (newest - position) % turn
-        if position < first or position > last:
-            scores[c] = F32(-np.inf)
-        peak = max(peak, scores[c])
+        position = start + c + newest - newest_slot
+        position -= turn if start + c > newest_slot else 0
+        s = scores[c] if first <= position and position <= last else F32(-np.inf)
+        scores[c] = s
+        peak = max(peak, s)
     return peak
 
 
 @njit(cache=True, error_model="numpy")
-def _normalise(scores, peak):
-    """Scores to weights that add up to 1; masked ones become exact zeros, so they add nothing to any sum."""
-    lanes = np.zeros(PANEL, np.float32)
-    for at in range(0, scores.shape[0], PANEL):
+def _weigh(scores, peak):
+    """Scores to weights exp(score - peak), masked ones to exact zeros; returns one over their sum.
+
+    The sum runs in 64 lanes, then over the lanes in order: however many panels of zeros follow, it stays the same.
+    """
+    for i in range(scores.shape[0]):
+        weight = exp32(scores[i] - peak)
+        scores[i] = weight if scores[i] > F32(-1e38) else F32(0.0)
+    lanes = scores[:PANEL].copy()
+    for at in range(PANEL, scores.shape[0], PANEL):
         for c in range(PANEL):
-            s = scores[at + c]
-            weight = exp32(s - peak) if s > F32(-np.inf) else F32(0.0)
-            scores[at + c] = weight
-            lanes[c] += weight
+            lanes[c] += scores[at + c]
     total = F32(0.0)
     for c in range(PANEL):
         total += lanes[c]
-    inverse = F32(1.0) / total
-    for i in range(scores.shape[0]):
-        scores[i] *= inverse
+    return F32(1.0) / total
 
 
 @njit(cache=True, error_model="numpy")
@@ -183,18 +187,19 @@ def _attend_tile(task, q, keys, values, table, page, ring, first, last, out):
         panel_product(x, 0, dim, keys, (panel * kv_heads + kv) * dim * PANEL, dim, scores, at, width, rows)
         for i in range(rows):
             r = (start + i) // group
-            peak = _softmax_panel(scores[i, at : at + PANEL], j * PANEL, high, page if ring else 0, first[r], last[r])
+            peak = _mask_panel(scores[i, at : at + PANEL], j * PANEL, high, page if ring else 0, first[r], last[r])
             peaks[i] = max(peaks[i], peak)
     for i in range(rows):
-        _normalise(scores[i], peaks[i])
+        peaks[i] = _weigh(scores[i], peaks[i])
     for j in range(begin, end):
         panel, at = (table[0] * (page // PANEL) + j if ring else table[j]), (j - begin) * PANEL
         for d in range(blocks):
             w_at = ((panel * kv_heads + kv) * blocks + d) * PANEL * PANEL
             panel_product(scores, at, width, values, w_at, PANEL, sums, d * PANEL, blocks * PANEL, rows)
     for i in range(rows):
-        column = (kv * group + (start + i) % group) * dim
-        out[(start + i) // group, column : column + dim] = sums[i, :dim]
+        r, column = (start + i) // group, (kv * group + (start + i) % group) * dim
+        for d in range(dim):
+            out[r, column + d] = sums[i, d] * peaks[i]
 
 
 @njit(cache=True, error_model="numpy")
@@ -223,10 +228,18 @@ def gelu(x):
 
 
 @njit(cache=True, error_model="numpy")
-def gelu_mul(gate, value, out):
+def geglu(gate_up, out):
+    width = out.shape[1]
+    for r in range(out.shape[0]):
+        for i in range(width):
+            out[r, i] = gelu(gate_up[r, i]) * gate_up[r, width + i]
+
+
+@njit(cache=True, error_model="numpy")
+def gate_ple(gate, ple, layer, out):
     for r in range(out.shape[0]):
         for i in range(out.shape[1]):
-            out[r, i] = gelu(gate[r, i]) * value[r, i]
+            out[r, i] = gelu(gate[r, i]) * ple[r, layer, i]
 
 
 @njit(cache=True, error_model="numpy")

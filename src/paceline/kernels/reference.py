@@ -107,17 +107,14 @@ class TorchOps:
 
     def geglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.gelu_mul(gate, up)
-
-    def gelu_mul(self, gate: Tensor, value: Tensor) -> Tensor:
-        return F.gelu(gate, approximate="tanh") * value
+        return F.gelu(gate, approximate="tanh") * up
 
     def mix_ple(self, context: Tensor, token: Tensor, weight: Tensor, scale: float, eps: float) -> Tensor:
         shape = (len(context), -1, len(weight))
         return (self.rms_norm(context.reshape(shape) * scale, weight, eps) + token.reshape(shape)) * 2**-0.5
 
-    def ple_row(self, ple: Tensor, layer: int) -> Tensor:
-        return ple[:, layer]
+    def gate_ple(self, gate: Tensor, ple: Tensor, layer: int) -> Tensor:
+        return F.gelu(gate, approximate="tanh") * ple[:, layer]
 
     def scale_columns(self, x: Tensor, weight: Tensor, scale: float) -> Tensor:
         return x * weight * scale

@@ -73,7 +73,7 @@ class Target:
             h, x = ops.add_norm(h, y, layer.post_attention_norm, layer.pre_mlp_norm, layer.one, layer.eps)
             y = feed_forward(ops, layer, h, x)
             following = layers[i + 1].input_norm if i + 1 < len(layers) else self.norm
-            h, x = finish(ops, layer, h, y, None if ple is None else ops.ple_row(ple, i), following)
+            h, x = finish(ops, layer, h, y, following, None if ple is None else (ple, i))
             if i == self.last_owner and skip:
                 keep = slice(skip, None)
                 h, x, ple = h[keep], x[keep], None if ple is None else ple[keep]

@@ -143,14 +143,16 @@ def _mixture(ops: Ops, layer: Layer, e: Experts, h: Array, dense: Array) -> Arra
     return ops.add(ops.rms_norm(dense, e.dense_norm, layer.eps), ops.rms_norm(sparse, e.output_norm, layer.eps))
 
 
-def finish(ops: Ops, layer: Layer, h: Array, y: Array, ple: Array | None, norm: Array) -> tuple[Array, Array]:
+def finish(
+    ops: Ops, layer: Layer, h: Array, y: Array, norm: Array, ple: tuple[Array, int] | None = None
+) -> tuple[Array, Array]:
     """Adds the MLP's result y to the stream h, then the per-layer input, then scales.
 
-    Returns the new stream and its norm by the next block's weight.
+    ple: all layers' inputs [n, L, P] and which is this one's. Returns the new stream and its norm for the next block.
     """
     p = layer.per_layer_input
-    if p is None:
+    if p is None or ple is None:
         return ops.add_norm(h, y, layer.post_mlp_norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]
     h, _ = ops.add_norm(h, y, layer.post_mlp_norm, None, layer.one, layer.eps)
-    y = ops.linear(ops.gelu_mul(ops.linear(h, p.gate), ple), p.projection)
+    y = ops.linear(ops.gate_ple(ops.linear(h, p.gate), *ple), p.projection)
     return ops.add_norm(h, y, p.norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]

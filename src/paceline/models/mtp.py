@@ -61,7 +61,7 @@ class MtpDrafter:
             y = attend(ops, layer, x, rows[layer.config.kind], cache.view(self.kv_layers[i]), owns_kv=False)
             h, x = ops.add_norm(h, y, layer.post_attention_norm, layer.pre_mlp_norm, layer.one, layer.eps)
             following = layers[i + 1].input_norm if i + 1 < len(layers) else self.norm
-            h, x = finish(ops, layer, h, feed_forward(ops, layer, h, x), None, following)
+            h, x = finish(ops, layer, h, feed_forward(ops, layer, h, x), following)
         return x, ops.linear(x, self.post_projection)
 
     def logits(self, y: Array) -> tuple[Array, Array | None]:

@@ -57,24 +57,25 @@ def target(
 def continuations(
     target: Annotated[Path, typer.Option(help="Checkpoint folder of the target.")], corpus: Corpus, out: Out,
     minutes: Minutes = 1.0, batch: Batch = 64, length: Length = 384, device: Device = "cpu", seed: Seed = 0,
+    only: Annotated[str | None, typer.Option(help="Continue prompts of this category alone.")] = None,
 ) -> None:  # fmt: skip
     """Let a target continue prompts from a corpus: the text its drafter should learn on."""
     from paceline.train.continuations import write_continuations
     from paceline.train.loop import Recipe
 
     recipe = Recipe(minutes=minutes, batch=batch, length=length, device=device, seed=seed)
-    write_continuations(target, corpus, out, recipe)
+    write_continuations(target, corpus, out, recipe, only)
 
 
 @app.command("drafter")
 def drafter(
     target: Annotated[Path, typer.Option(help="Checkpoint folder of the target.")], corpus: Corpus, out: Out,
     minutes: Minutes = 8.0, batch: Batch = 32, length: Length = 512, lr: Rate = 3e-3, device: Device = "cpu",
-    seed: Seed = 0,
+    seed: Seed = 0, start: Annotated[Path | None, typer.Option(help="A drafter to go on from.")] = None,
 ) -> None:  # fmt: skip
     """Distil an MTP drafter (4 layers, centroid head) from a target."""
     from paceline.train.drafter import train_drafter
     from paceline.train.loop import Recipe
 
     recipe = Recipe(minutes=minutes, batch=batch, length=length, lr=lr, device=device, seed=seed)
-    train_drafter(target, corpus, out, recipe)
+    train_drafter(target, corpus, out, recipe, start)

@@ -138,13 +138,15 @@ def documents(rows: Tensor, lengths: Tensor, ends: frozenset[int]) -> Iterator[N
         yield row[: length + stops[0] + 1] if len(stops) else row
 
 
-def write_continuations(target_folder: Path, corpus: Path, out: Path, recipe: Recipe) -> dict[str, int]:
-    """Continues prompts of every category for the recipe's minutes; returns tokens written by category."""
+def write_continuations(
+    target_folder: Path, corpus: Path, out: Path, recipe: Recipe, only: str | None = None
+) -> dict[str, int]:
+    """Continues prompts of every category (or `only` one) for the recipe's minutes; returns tokens by category."""
     console, started, r = Console(stderr=True), time.perf_counter(), recipe
     target = frozen_target(target_folder, StepOps(r.device))
     generator, rng = torch.Generator(device=r.device).manual_seed(r.seed), np.random.default_rng(r.seed)
     greedy = torch.arange(r.batch, device=r.device) % 2 == 0
-    names = Batches(corpus, 1, r.length).names
+    names = [only] if only else Batches(corpus, 1, r.length).names
     feeds = {name: iter(Batches(corpus, r.batch, r.length - 1, {name: 1.0}, r.seed)) for name in names}
     texts: dict[str, list[NDArray[np.uint16]]] = {name: [] for name in names}
     while (time.perf_counter() - started) / 60 < r.minutes:

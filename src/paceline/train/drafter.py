@@ -7,7 +7,6 @@ token and its own previous state, as in decoding. Each step learns the target's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +23,15 @@ from paceline.models.mtp import MtpDrafter
 from paceline.models.plan import Plan
 from paceline.train import miniature
 from paceline.train.batch import BatchCache, TrainOps
-from paceline.train.data import Batches
+from paceline.train.data import DEFAULT_WEIGHTS, Batches
 from paceline.train.export import copy_tokenizer, export, provenance, write_json
 from paceline.train.loop import Recipe, Trainer
 from paceline.train.target import BatchTarget, batch_rows, initialise
 from paceline.weights import fill, read_headers, target_name
 
-STEPS = 5
+STEPS = 4
 # Later steps are reached less often: only when every earlier guess was right.
-STEP_WEIGHTS = (1.0, 0.85, 0.7, 0.55, 0.45)
+STEP_WEIGHTS = (1.0, 0.85, 0.65, 0.45)
 CLUSTER_AT = 0.45  # share of the time after which the head is clustered and the centroids begin to learn
 VALID_ROWS = 48
 
@@ -162,19 +161,33 @@ def build(target: BatchTarget, seed: int) -> BatchDrafter:
     return BatchDrafter(target, model, plan)
 
 
+def category_weights(corpus: Path) -> dict[str, float]:
+    """The usual shares of the categories that `corpus` has."""
+    return {name: share for name, share in DEFAULT_WEIGHTS.items() if (corpus / f"train.{name}.u16").is_file()}
+
+
+def resume(drafter: BatchDrafter, folder: Path) -> None:
+    """Starts from the drafter in `folder`, its clusters included."""
+    fill(drafter.plan, read_headers(folder, lambda name: name), folder)
+    drafter.clustered = True
+
+
 def train_drafter(
-    target_folder: Path, corpus: Path, out: Path, recipe: Recipe, weights: Mapping[str, float] | None = None
+    target_folder: Path, corpus: Path, out: Path, recipe: Recipe, start: Path | None = None
 ) -> dict[str, list[float]]:
     """Distils a drafter for the target in `target_folder` and writes its checkpoint folder.
 
-    Returns teacher-forced greedy acceptance by category: the share of anchors whose first j guesses are all right.
+    `start` is a drafter to go on from. Returns teacher-forced greedy acceptance by category: the share of anchors
+    whose first j guesses are all right.
     """
     console = Console(stderr=True)
-    batches = Batches(corpus, recipe.batch, recipe.length, weights, recipe.seed + 1)
+    batches = Batches(corpus, recipe.batch, recipe.length, category_weights(corpus), recipe.seed + 1)
     drafter = build(frozen_target(target_folder, TrainOps(recipe.device)), recipe.seed)
+    if start is not None:
+        resume(drafter, start)
     trainer = Trainer(drafter.loss, drafter.plan, recipe)
     console.print(f"training {sum(w.numel() for w in trainer.weights):,} parameters for {recipe.minutes} minutes")
-    steps = trainer.run(iter(batches), console, {CLUSTER_AT: drafter.cluster})
+    steps = trainer.run(iter(batches), console, {} if drafter.clustered else {CLUSTER_AT: drafter.cluster})
     acceptance = {c: drafter.accuracy(batches.valid(c, VALID_ROWS).to(recipe.device)) for c in batches.names}
     vocab = drafter.target.model.config.vocab
     export(drafter.plan, out, miniature.drafter_config(vocab), miniature.DRAFTER_GENERATION)
