@@ -58,19 +58,24 @@ def models(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def with_window(folder: Path, window: int, to: Path) -> Path:
     """A copy of a checkpoint folder with another `sliding_window`; no weight depends on it."""
-
-    def edit(config: dict[str, Any]) -> None:
-        config.get("text_config", config)["sliding_window"] = window
-
-    return with_config(folder, to / folder.name, edit)
+    return copy(folder, to, lambda config: config.get("text_config", config).update(sliding_window=window))
 
 
-def with_config(folder: Path, to: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a checkpoint folder, its weights as hard links, with an edited config.json."""
-    shutil.copytree(folder, to, copy_function=os.link)
-    path = to / "config.json"
-    config = json.loads(path.read_text())
+def copy(folder: Path, to: Path, edit: Callable[[dict[str, Any]], Any] = lambda config: None) -> Path:
+    """A copy of a checkpoint folder inside `to`, its weights as hard links, with an edited config.json."""
+    copied = to / folder.name
+    shutil.copytree(folder, copied, copy_function=os.link)
+    config = json.loads((copied / "config.json").read_text())
     edit(config)
-    path.unlink()  # it is a hard link too
-    path.write_text(json.dumps(config))
-    return to
+    rewrite(copied / "config.json", json.dumps(config).encode())
+    return copied
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Replaces a file that may be a hard link to the original."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    rewrite(path, json.dumps({**json.loads(path.read_text()), **changes}).encode())

@@ -196,7 +196,7 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_company(cols: int, rows: in
     for n in range(1, 18):
         assert np.array_equal(ops.linear(x[17 - n :], weight), alone[17 - n :]), f"{n} rows give other bits"
         serial, parallel = np.zeros((2, n, rows), np.float32)
-        simd._matmul_serial(x[:n], weight.data, serial)
+        simd.matmul_serial(x[:n], weight.data, serial)
         simd._matmul_parallel(x[:n], weight.data, parallel)
         assert np.array_equal(serial, alone[:n])
         assert np.array_equal(parallel, alone[:n])

@@ -342,7 +342,7 @@ def _geometry(keys: _Keys, kinds: list[str], k_eq_v: bool) -> Callable[[int], tu
     overrides: dict[int, dict[str, int]] = {i: full for i, kind in enumerate(kinds) if kind == FULL}
     spelled = keys.get("per_layer_config")
     if spelled is not None:
-        overrides = {i: _override(keys.where, o) for i, o in _items(keys.where, spelled)}
+        overrides = {i: _override(keys.where, i, o) for i, o in _items(keys.where, spelled)}
 
     def of(index: int) -> tuple[int, int]:
         own = overrides.get(index, {})
@@ -358,13 +358,12 @@ def _items(where: str, spelled: Any) -> list[tuple[int, Any]]:
         raise ConfigError(f"{where}: per_layer_config must name layers by number, not {spelled!r}") from None
 
 
-def _override(where: str, override: Any) -> dict[str, int]:
-    keys = _Keys({"override": override}, f"{where} per_layer_config")
-    inner = _Keys(keys.table("override"), keys.where)
-    for key in inner.data.keys() & {"head_dim", "num_key_value_heads"}:
-        inner.size(key)
-    inner.finish()
-    return dict(inner.data)
+def _override(where: str, index: int, override: Any) -> dict[str, int]:
+    outer = _Keys({str(index): override}, f"{where} per_layer_config")
+    keys = _Keys(outer.table(str(index)), f"{outer.where}.{index}")
+    sizes = {key: keys.size(key) for key in ("head_dim", "num_key_value_heads") if key in keys.data}
+    keys.finish()
+    return sizes
 
 
 def _rope(keys: _Keys, kind: str) -> tuple[float, float]:

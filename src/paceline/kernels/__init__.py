@@ -56,6 +56,29 @@ class Heads(NamedTuple):
     eps: float
 
 
+class Block(NamedTuple):
+    """The weights of a layer whose queries read another layer's keys and values, with a dense MLP and nothing else."""
+
+    heads: Heads
+    qkv: Weight
+    output: Weight
+    gate_up: Weight
+    down: Weight
+    post_attention_norm: Array
+    pre_mlp_norm: Array
+    post_mlp_norm: Array
+    scalar: Array
+
+
+class Reach(NamedTuple):
+    """What the rows of a pass attend: row r sits at positions[r] and sees positions first[r] .. last[r], int64 [n]."""
+
+    positions: Array
+    first: Array
+    last: Array
+    rope: Rope
+
+
 class Matrix(Protocol):
     """A weight of shape [rows, cols], laid out as its backend likes it."""
 
@@ -120,6 +143,15 @@ class Ops(Protocol):
 
     def attention(self, q: Array, view: View, first: Array, last: Array) -> Array:
         """softmax(q k^T) v over positions first[r] .. last[r] of each row r, scale 1: [n, heads * dim]."""
+
+    def query_block(
+        self, h: Array, x: Array, block: Block, reach: Reach, view: View, norm: Array
+    ) -> tuple[Array, Array]:
+        """A whole query-only layer: stream h and its norm x in, the new stream and its norm by `norm` out.
+
+        Equal to attention, `add_norm`, `geglu` and `add_norm` one by one. Drafters take many small steps, in which
+        calling costs as much as computing.
+        """
 
     def geglu(self, gate_up: Array) -> Array:
         """gelu_tanh(left half) * right half: [n, I]."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.kernels import Heads, LayerView, Rope, jit
+from paceline.kernels import Block, Heads, LayerView, Reach, Rope, jit
 from paceline.kernels.simd import PANEL, matmul
 
 Floats = npt.NDArray[np.float32]
@@ -124,6 +124,18 @@ class CpuOps:
         work = len(q) * int(last[-1] - first[-1]) * out.shape[1]
         (jit.attention if work < PARALLEL_KEYS else jit.attention_parallel)(q, *view, first, last, out)
         return out
+
+    def query_block(
+        self, h: Floats, x: Floats, block: Block, reach: Reach, view: LayerView, norm: Floats
+    ) -> tuple[Floats, Floats]:
+        b, out_h, out_x = block, np.empty_like(h), np.empty_like(h)
+        jit.query_block(
+            h, x, (b.qkv.data, b.output.data, b.gate_up.data, b.down.data),
+            (b.heads.q_norm, b.post_attention_norm, b.pre_mlp_norm, b.post_mlp_norm, norm), b.scalar,
+            (reach.positions, reach.first, reach.last), tuple(reach.rope), tuple(view),
+            (b.heads.queries, b.down.cols), b.heads.eps, out_h, out_x,
+        )  # fmt: skip
+        return out_h, out_x
 
     def geglu(self, gate_up: Floats) -> Floats:
         out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from paceline.kernels.simd import PANEL, TILE, panel_product
+from paceline.kernels.simd import PANEL, TILE, matmul_serial, panel_product
 
 F32 = np.float32
 # Sums of one row may be reassociated into vector lanes: the grouping depends on the row's length alone.
@@ -233,6 +233,33 @@ def geglu(gate_up, out):
     for r in range(out.shape[0]):
         for i in range(width):
             out[r, i] = gelu(gate_up[r, i]) * gate_up[r, width + i]
+
+
+@njit(cache=True, error_model="numpy")
+def _product(x, w, columns):
+    y = np.zeros((x.shape[0], columns), np.float32)
+    matmul_serial(x, w, y)
+    return y
+
+
+@njit(cache=True, error_model="numpy")
+def query_block(h, x, weights, norms, scalar, reach, rope, view, widths, eps, out_h, out_x):
+    """A query-only layer; weights: (qkv, output, gate_up, down), norms in the order of their use."""
+    qkv, output, gate_up, down = weights
+    q_norm, post_attention, pre_mlp, post_mlp, following = norms
+    positions, first, last = reach
+    keys, values, table, page, ring = view
+    heads, inner = widths
+    n, dim, hidden = h.shape[0], q_norm.shape[0], h.shape[1]
+    q = np.empty((n, heads, dim), np.float32)
+    rope_queries(_product(x, qkv, heads * dim), q_norm, rope[0], rope[1], positions, eps, q)
+    seen = np.empty((n, heads * dim), np.float32)
+    attention(q, keys, values, table, page, ring, first, last, seen)
+    middle, normed = np.empty_like(h), np.empty_like(h)
+    add_norm(h, _product(seen, output, hidden), post_attention, pre_mlp, np.ones(1, np.float32), eps, middle, normed)
+    act = np.empty((n, inner), np.float32)
+    geglu(_product(normed, gate_up, 2 * inner), act)
+    add_norm(middle, _product(act, down, hidden), post_mlp, following, scalar, eps, out_h, out_x)
 
 
 @njit(cache=True, error_model="numpy")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kernels import Heads, LayerView, Rope
+from paceline.kernels import Block, Heads, LayerView, Reach, Rope
 
 
 class TorchMatrix:
@@ -76,9 +77,7 @@ class TorchOps:
         y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return y if weight is None else y * weight
 
-    def add_norm(
-        self, h: Tensor, y: Tensor, post: Tensor, pre: Tensor | None, scale: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor | None]:
+    def add_norm(self, h: Tensor, y: Tensor, post: Tensor, pre: Tensor | None, scale: Tensor, eps: float) -> Any:
         h = (h + self.rms_norm(y, post, eps)) * scale
         return h, None if pre is None else self.rms_norm(h, pre, eps)
 
@@ -104,6 +103,14 @@ class TorchOps:
             weights = torch.einsum("hd,mhd->hm", q[r], keys).softmax(-1)
             out[r] = torch.einsum("hm,mhd->hd", weights, values)
         return out.flatten(1)
+
+    def query_block(self, h: Tensor, x: Tensor, block: Block, reach: Reach, view: LayerView, norm: Tensor) -> Any:
+        b, one = block, torch.ones(1, device=h.device)
+        q = self.rope_write(self.linear(x, b.qkv), b.heads, reach.rope, reach.positions, None)
+        y = self.linear(self.attention(q, view, reach.first, reach.last), b.output)
+        h, x = self.add_norm(h, y, b.post_attention_norm, b.pre_mlp_norm, one, b.heads.eps)
+        y = self.linear(self.geglu(self.linear(x, b.gate_up)), b.down)
+        return self.add_norm(h, y, b.post_mlp_norm, norm, b.scalar, b.heads.eps)
 
     def geglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

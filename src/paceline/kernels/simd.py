@@ -153,7 +153,7 @@ def _panel(x, w, y, p):
 
 
 @njit(cache=True, error_model="numpy")
-def _matmul_serial(x, w, y):
+def matmul_serial(x, w, y):
     for p in range(w.shape[0]):
         _panel(x, w, y, p)
 
@@ -170,6 +170,6 @@ def matmul(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
     Threads share panels, never a sum, so the number of threads changes no bit either.
     """
     if len(x) * w.size < PARALLEL_WORK or numba.get_num_threads() == 1:
-        _matmul_serial(x, w, y)
+        matmul_serial(x, w, y)
     else:
         _matmul_parallel(x, w, y)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from paceline.cache import MAX_TENTATIVE, KVCache
 from paceline.config import LayerConfig, TextConfig
-from paceline.kernels import Array, Ops, Rope
+from paceline.kernels import Array, Ops, Reach, Rope
 from paceline.kernels.reference import embed_scale, rope_tables
-from paceline.models.layers import Rows, attend, build_layer, feed_forward, finish
+from paceline.models.layers import attend, build_layer, feed_forward, finish
 from paceline.models.plan import Plan
 
 
@@ -63,7 +63,7 @@ class Target:
         h = self.embed(ids)
         return self.run(h, self.per_layer_inputs(ids, h), self.row_ranges(positions), cache, wanted)
 
-    def run(self, h: Array, ple: Array | None, rows: dict[str, Rows], cache: KVCache, wanted: int) -> Array:
+    def run(self, h: Array, ple: Array | None, rows: dict[str, Reach], cache: KVCache, wanted: int) -> Array:
         """The decoder over embedded tokens h [n, hidden]: hidden states [wanted, hidden] after the final norm."""
         ops, layers, skip = self.ops, self.layers, len(h) - wanted
         x = ops.rms_norm(h, layers[0].input_norm, self.config.eps)
@@ -77,7 +77,7 @@ class Target:
             if i == self.last_owner and skip:
                 keep = slice(skip, None)
                 h, x, ple = h[keep], x[keep], None if ple is None else ple[keep]
-                rows = {k: Rows(r.positions[keep], r.first[keep], r.last[keep], r.rope) for k, r in rows.items()}
+                rows = {k: Reach(r.positions[keep], r.first[keep], r.last[keep], r.rope) for k, r in rows.items()}
                 if wanted == 0:
                     return x
         return x
@@ -109,10 +109,10 @@ class Target:
         context = self.ops.linear(h, self.ple_projection)
         return self.ops.mix_ple(context, token, self.ple_norm, self.config.hidden**-0.5, self.config.eps)
 
-    def row_ranges(self, positions: range) -> dict[str, Rows]:
+    def row_ranges(self, positions: range) -> dict[str, Reach]:
         """For each kind of layer, what the rows at `positions` attend: themselves and what their window reaches."""
         rows = {}
         for kind, layer in self.kinds.items():
             here, first = self.ops.reach(positions, layer.window or positions.stop)
-            rows[kind] = Rows(here, first, here, self.ropes.get(layer, positions.stop))
+            rows[kind] = Reach(here, first, here, self.ropes.get(layer, positions.stop))
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.config import LayerConfig, TextConfig
-from paceline.kernels import Array, Heads, LayerView, Matrix, Ops, Rope
+from paceline.kernels import Array, Block, Heads, LayerView, Matrix, Ops, Reach
 from paceline.models.plan import Plan
 
 
@@ -53,18 +53,13 @@ class Layer:
     per_layer_input: PerLayerInput | None
     experts: Experts | None
 
-
-@dataclass(frozen=True)
-class Rows:
-    """What attention needs to know about the rows of a pass in one kind of layer.
-
-    positions, first, last: [n] int64; row r sits at positions[r] and attends positions first[r] .. last[r].
-    """
-
-    positions: Array
-    first: Array
-    last: Array
-    rope: Rope
+    @property
+    def block(self) -> Block:
+        """The layer as `Ops.query_block` takes it."""
+        return Block(
+            self.heads, self.qkv, self.output, self.gate_up, self.down,
+            self.post_attention_norm, self.pre_mlp_norm, self.post_mlp_norm, self.scalar,
+        )  # fmt: skip
 
 
 def build_layer(plan: Plan, config: TextConfig, index: int, prefix: str, owns_kv: bool) -> Layer:
@@ -122,7 +117,7 @@ def _build_experts(plan: Plan, config: TextConfig, prefix: str) -> Experts:
     )
 
 
-def attend(ops: Ops, layer: Layer, x: Array, rows: Rows, view: LayerView, owns_kv: bool = True) -> Array:
+def attend(ops: Ops, layer: Layer, x: Array, rows: Reach, view: LayerView, owns_kv: bool = True) -> Array:
     """Attention of normalised input x [n, hidden], writing this layer's keys and values first if it owns them."""
     q = ops.rope_write(ops.linear(x, layer.qkv), layer.heads, rows.rope, rows.positions, view if owns_kv else None)
     return ops.linear(ops.attention(q, view, rows.first, rows.last), layer.output)

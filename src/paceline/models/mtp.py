@@ -9,9 +9,9 @@ from __future__ import annotations
 from paceline.cache import KVCache
 from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import CheckpointError
-from paceline.kernels import Array
+from paceline.kernels import Array, Reach
 from paceline.models.gemma4 import Target
-from paceline.models.layers import Rows, attend, build_layer, feed_forward, finish
+from paceline.models.layers import build_layer
 from paceline.models.plan import Plan
 
 
@@ -26,6 +26,7 @@ class MtpDrafter:
         self.kinds = {layer.kind: layer for layer in text.layers}
         self.pre_projection = plan.matrix({"pre_projection.weight": text.hidden}, 2 * config.backbone_hidden)
         self.layers = [build_layer(plan, text, i, f"model.layers.{i}", False) for i in range(len(text.layers))]
+        self.blocks = [layer.block for layer in self.layers]
         self.norm = plan.vector("model.norm.weight", text.hidden)
         self.post_projection = plan.matrix({"post_projection.weight": config.backbone_hidden}, text.hidden)
         # The centroid head only ever gathers rows; the dense head multiplies the whole table.
@@ -40,16 +41,16 @@ class MtpDrafter:
         ordering = plan.indices("masked_embedding.token_ordering", text.vocab)
         self.clusters = ordering.reshape(count, text.vocab // count)
 
-    def rows(self, target: Target, cache: KVCache, position: int) -> dict[str, Rows]:
+    def rows(self, target: Target, cache: KVCache, position: int) -> dict[str, Reach]:
         """What one query at the constant `position` attends: the last window of the cache, or all of it."""
         here, last = self.ops.indices([position]), self.ops.indices([cache.length - 1])
         rows = {}
         for kind, layer in self.kinds.items():
             first = self.ops.indices([max(0, cache.length - (layer.window or cache.length))])
-            rows[kind] = Rows(here, first, last, target.ropes.get(layer, position + 1))
+            rows[kind] = Reach(here, first, last, target.ropes.get(layer, position + 1))
         return rows
 
-    def step(self, embedded: Array, hidden: Array, rows: dict[str, Rows], cache: KVCache) -> tuple[Array, Array]:
+    def step(self, embedded: Array, hidden: Array, rows: dict[str, Reach], cache: KVCache) -> tuple[Array, Array]:
         """One draft step: (normed state y [1, h] for the head, next hidden state [1, backbone]).
 
         embedded: the target's scaled embedding of the last token [1, backbone]; hidden: the state that predicted it.
@@ -57,11 +58,9 @@ class MtpDrafter:
         ops, layers = self.ops, self.layers
         h = ops.linear(ops.concat(embedded, hidden), self.pre_projection)
         x = ops.rms_norm(h, layers[0].input_norm, self.config.text.eps)
-        for i, layer in enumerate(layers):
-            y = attend(ops, layer, x, rows[layer.config.kind], cache.view(self.kv_layers[i]), owns_kv=False)
-            h, x = ops.add_norm(h, y, layer.post_attention_norm, layer.pre_mlp_norm, layer.one, layer.eps)
+        for i, block in enumerate(self.blocks):
             following = layers[i + 1].input_norm if i + 1 < len(layers) else self.norm
-            h, x = finish(ops, layer, h, feed_forward(ops, layer, h, x), following)
+            h, x = ops.query_block(h, x, block, rows[layers[i].config.kind], cache.view(self.kv_layers[i]), following)
         return x, ops.linear(x, self.post_projection)
 
     def logits(self, y: Array) -> tuple[Array, Array | None]:

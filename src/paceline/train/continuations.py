@@ -22,9 +22,8 @@ from rich.console import Console
 from torch import Tensor
 
 from paceline.config import TextConfig
-from paceline.kernels import Heads, Rope
+from paceline.kernels import Heads, Reach, Rope
 from paceline.kernels.reference import split_heads, turn
-from paceline.models.layers import Rows
 from paceline.train.batch import TrainOps
 from paceline.train.data import Batches
 from paceline.train.drafter import frozen_target
@@ -102,7 +101,7 @@ def continue_batch(
         for view in cache.views.values():
             view.at = t
         positions = torch.full((batch,), t, device=prompts.device)
-        rows = {k: Rows(positions, positions, positions, model.ropes.get(x, total)) for k, x in model.kinds.items()}
+        rows = {k: Reach(positions, positions, positions, model.ropes.get(x, total)) for k, x in model.kinds.items()}
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=prompts.is_cuda):
             h = model.embed(out[:, t])
             hidden = model.run(h, model.per_layer_inputs(out[:, t], h), rows, cache, batch)  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ from rich.console import Console
 from torch import Tensor
 
 from paceline.config import parse_drafter, read_target
+from paceline.kernels import Reach
 from paceline.kernels.reference import embed_scale
 from paceline.models.gemma4 import Target
-from paceline.models.layers import Rows
 from paceline.models.mtp import MtpDrafter
 from paceline.models.plan import Plan
 from paceline.train import miniature
@@ -47,7 +47,7 @@ class Anchors:
     hidden: Tensor
     logits: Tensor
     cache: BatchCache
-    rows: dict[str, Rows]
+    rows: dict[str, Reach]
 
 
 class BatchDrafter:

@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from paceline.config import parse_text
+from paceline.kernels import Reach
 from paceline.kernels.reference import embed_scale
 from paceline.models.gemma4 import Target
-from paceline.models.layers import Rows
 from paceline.models.plan import Plan
 from paceline.train import miniature
 from paceline.train.batch import BatchCache, TrainOps
@@ -47,11 +47,11 @@ class BatchTarget:
         return F.cross_entropy(self.model.logits(hidden).float(), window[:, 1:].flatten())
 
 
-def batch_rows(model: Target, batch: int, length: int, device: torch.device) -> dict[str, Rows]:
+def batch_rows(model: Target, batch: int, length: int, device: torch.device) -> dict[str, Reach]:
     """Positions 0 .. length - 1 for every sequence; the batch views know what each row may see."""
     positions = torch.arange(length, device=device).repeat(batch)
     return {
-        kind: Rows(positions, positions, positions, model.ropes.get(layer, length))
+        kind: Reach(positions, positions, positions, model.ropes.get(layer, length))
         for kind, layer in model.kinds.items()
     }
 

@@ -1,0 +1,163 @@
+"""The pure parts of the drivers in benchmarks/."""
+
+import sys
+from itertools import islice
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.bench.prompts import BenchPrompt
+from paceline.config import read_target
+from paceline.kernels import get_ops
+from paceline.weights import load_target
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import common
+import memory
+import rows
+import vs_transformers as peer
+
+
+def test_records_name_no_folder_of_this_machine() -> None:
+    here = str(common.REPOSITORY / "benchmarks" / "memory.py")
+    assert common.portable({"command": [here, Path.home().as_posix() + "/x"], "n": 1, "none": None}) == {
+        "command": ["./benchmarks/memory.py", "~/x"],
+        "n": 1,
+        "none": None,
+    }
+
+
+# ---- beside Transformers --------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """Answers `tokens`, two a round when drafting."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def answer(self, ids: list[int], draft: bool) -> peer.Answer:
+        return peer.Answer(self.tokens, (len(self.tokens) - 1) // (1 + draft), 4 * draft)
+
+
+def measured(other: list[int], count: int = 6) -> list[peer.Row]:
+    ours, theirs = Fake([1, 2, 3, 4, 5]), Fake(other)
+    engines = dict(zip(peer.ARMS, (ours, ours, theirs, theirs), strict=True))
+    prompts = [(BenchPrompt(f"p{i}", "c", "text"), [1, 2]) for i in range(count)]
+    return list(peer.measure(engines, prompts, peer.Options()))
+
+
+def with_seconds(rows: list[peer.Row], **seconds: float) -> list[peer.Row]:
+    from dataclasses import replace
+
+    return [replace(row, seconds=seconds[row.arm]) for row in rows]
+
+
+def test_every_arm_meets_every_prompt_and_all_orders_occur() -> None:
+    assert {(row.prompt_id, row.arm) for row in measured([1])} == {(f"p{i}", a) for i in range(6) for a in peer.ARMS}
+    assert len(set(islice(peer.arm_orders(0), 24))) == 24
+
+
+def test_ratios_of_sums_and_tokens_a_round() -> None:
+    rows = with_seconds(
+        measured([1, 2, 3, 4, 5]), paceline=2.0, paceline_mtp=1.0, transformers=8.0, transformers_mtp=6.0
+    )
+    summary = peer.summarise(rows, k=4)
+    assert summary["prompts_with_equal_texts"] == summary["prompts"] == 6
+    assert summary["speedups"]["paceline_mtp_over_paceline"] == {"ratio": 2.0, "ci95": [2.0, 2.0]}
+    assert summary["speedups"]["paceline_mtp_over_transformers_mtp"]["ratio"] == 6.0
+    assert summary["arms"]["paceline"]["tokens_per_round"] == 1.0
+    assert summary["arms"]["paceline_mtp"] == {
+        "tokens_per_s": 5.0, "tokens_per_round": 2.0, "tokens": 30, "seconds": 6.0
+    }  # fmt: skip
+
+
+def test_texts_that_differ_are_counted_and_left_out_of_ratios() -> None:
+    summary = peer.summarise(measured([1, 2, 9, 4, 5]), k=4)
+    assert summary["equal_texts"] == {
+        "paceline_vs_transformers": 0.0, "paceline_mtp_vs_plain": 1.0, "transformers_mtp_vs_plain": 1.0
+    }  # fmt: skip
+    assert summary["speedups"]["paceline_over_transformers"] == {"ratio": None, "ci95": None}
+
+
+def test_a_divergence_is_told_with_its_gap() -> None:
+    engine: Any = SimpleNamespace(logits_after=lambda ids: torch.tensor([0.0, 1.0, 3.0, 2.5]))
+    [found] = peer.divergences(measured([1, 2, 9], count=1), {"p0": [1, 2]}, engine)
+    assert found == {
+        "prompt_id": "p0", "token": 2, "paceline": 3, "transformers": 9, "top2": [2, 3], "top2_logit_gap": 0.5
+    }  # fmt: skip
+    assert peer.first_difference([1, 2], [1, 2, 3]) == 2
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def small(_layers: int) -> dict[str, Any]:
+    sizes = {"vocab_size": 128, "vocab_size_per_layer_input": 128, "hidden_size": 32, "intermediate_size": 48}
+    heads = {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 8}
+    return {**CONFIG(10), **sizes, **heads}
+
+
+CONFIG = memory.config
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_the_checkpoint_loads_and_its_bytes_are_counted(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "config", small)
+    monkeypatch.setattr(memory, "SHARD_BYTES", 20_000)
+    stored = memory.write_checkpoint(tmp_path, 5, dtype)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    target = load_target(tmp_path, get_ops("cpu"))
+    assert target.config == read_target(tmp_path)
+    # Panels are padded, and norms are kept in fp32.
+    assert stored <= memory.weights_bytes(target) < 1.6 * stored
+    assert float(np.abs(target.norm).max()) < 1
+
+
+def test_shards_hold_every_tensor_once() -> None:
+    pieces = memory.pieces(small(10), 2)
+    groups = list(memory.shards(pieces, 5000))
+    assert [piece for group in groups for piece in group] == pieces
+    assert all(len(group) == 1 or sum(p.nbytes for p in group) <= 5000 for group in groups)
+    assert all(piece.nbytes == 2 * prod(piece.shape) for piece in pieces)
+
+
+def test_the_ratio_is_peak_above_imports_over_what_is_held() -> None:
+    run = {"weights_bytes": 90, "cache_bytes": 10, "load_s": 2.0, "resident_bytes": {"imports": 50},
+           "peak_bytes": {"loading": 150, "generating": 170}}  # fmt: skip
+    done = memory.with_ratio(run, stored_bytes=4 * 10**9)
+    assert (done["ratio"], done["ratio_loading"], done["load_gb_per_s"]) == (1.2, 1.0, 2.0)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_kernel_keep_their_bits() -> None:
+    made = rows.products(rows.Shape("odd", 40, 100))
+    found = rows.bits(rows.Shape("odd", 40, 100), made)
+    assert all(entry["equal"] for entry in found if entry["backend"].startswith("paceline"))
+    assert rows.equal_rows(found, "paceline_f32") == {"equal": 15, "calls": 15, "greatest_difference": 0.0}
+
+
+def test_a_row_that_depends_on_the_others_is_noticed() -> None:
+    def product(start: int, stop: int) -> torch.Tensor:
+        return torch.arange(start, stop, dtype=torch.float32)[:, None] + (stop - start) * 0.5
+
+    assert rows.same_bits(product, 1) == (True, 0.0)
+    assert rows.same_bits(product, 3) == (False, 1.0)
+
+
+def test_the_best_time_counts() -> None:
+    name, cold = rows.SHAPES[0].name, True
+    taken = [rows.Timing(name, "torch_bf16", 2, cold, seconds) for seconds in (3e-3, 1e-3, 2e-3)]
+    [cell] = rows.summarise([], taken, 1e9)["cells"]
+    assert cell["microseconds"] == pytest.approx(1000)
+    assert cell["weight_bytes_per_s"] == pytest.approx(256 * 4096 * 2 / 1e-3)

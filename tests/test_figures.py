@@ -1,0 +1,88 @@
+"""The figures in the README and the docs are those of the result files."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import readme_table  # noqa: E402
+
+from paceline.bench import record as files  # noqa: E402
+
+BLOCK = {"speedup": 1.5, "speedup_ci95": [1.4, 1.625], "equal_outputs": 1.0, "acceptance_length": 2.25,
+         "prompts": 6, "pairs": 12}  # fmt: skip
+MEMORY = {"dtype": "bf16", "page_cache": "warm", "stored_bytes": 10**9, "weights_bytes": 2 * 10**9,
+          "cache_bytes": 10**6, "ratio": 1.04, "load_s": 3.0, "load_gb_per_s": 0.7}  # fmt: skip
+CELL = {"shape": "a", "rows": 1, "microseconds": 12.3, "weight_bytes_per_s": 1e9, "share_of_copy": 0.5}
+EQUAL = {"equal": 15, "calls": 15, "greatest_difference": 0.0}
+KERNELS = ("torch_f32", "paceline_f32")
+SUMMARIES: dict[str, dict[str, Any]] = {
+    "paceline-bench/1": {
+        **BLOCK, "k": 4, "off_vs_off": 1.01, "off_vs_off_ci95": None, "tokens_per_s": {"off": 100.0, "on": 150.0},
+        "by_category": {"maths": BLOCK}, "by_temperature": {"0.0": BLOCK},
+    },
+    "paceline-vs-transformers/1": {
+        "k": 4, "prompts": 6, "prompts_with_equal_texts": 5, "transformers_threads": 1,
+        "equal_texts": {"paceline_vs_transformers": 5 / 6}, "largest_gap_at_a_divergence": 1e-5,
+        "arms": {"paceline": {"tokens_per_s": 10.0, "tokens_per_round": 1.0}},
+        "speedups": {"paceline_mtp_over_transformers_mtp": {"ratio": 8.0, "ci95": None}},
+    },
+    "paceline-memory/1": {"runs": [MEMORY]},
+    "paceline-rows/1": {
+        "equal_rows": dict.fromkeys(KERNELS, EQUAL), "copy_bytes_per_s": 2e9,
+        "cells": [{**CELL, "backend": kernel, "cold": cold} for kernel in KERNELS for cold in (True, False)],
+    },
+}  # fmt: skip
+EXPECTED = {
+    "paceline-bench/1": "| maths | 1.50x (1.40 to 1.62) | 2.25 | 100% | 6 | 12 |",
+    "paceline-vs-transformers/1": "| Paceline with MTP over Transformers with MTP | 8.00x |",
+    "paceline-memory/1": "| bf16, page cache warm | 2.00 GB | 1.0 MB | 1.04 | 3.0 s | 0.70 GB/s |",
+    "paceline-rows/1": "| a, 1 row | 12 (50%) | 12 (50%) |",
+}
+
+
+def write(folder: Path, schema: str, **more: Any) -> None:
+    provenance = {**files.provenance(), "load_before": [0.5, 0.4, 0.3], "load_after": None}
+    labels = ["CPU", "synthetic: made up"]
+    data = {"schema": schema, "labels": labels, "provenance": provenance, "summary": SUMMARIES[schema], **more}
+    files.write_record(folder / "some_result.json", data)
+
+
+@pytest.mark.parametrize("schema", SUMMARIES)
+def test_a_result_is_filled_in_and_named(schema: str, tmp_path: Path) -> None:
+    write(tmp_path, schema)
+    text = "a <!-- figures:some_result -->old<!-- /figures --> b <!-- figures:some_result.line --><!-- /figures --> c"
+    filled = readme_table.render(text, tmp_path)
+    assert EXPECTED[schema] in filled
+    assert "CPU only" in filled or files.machine()["gpu"]
+    assert "synthetic: made up" in filled
+    assert "`benchmarks/results/some_result.json`" in filled
+    assert "old" not in filled
+    assert "\n" not in filled.split("<!-- figures:some_result.line -->")[1]
+    assert readme_table.render(filled, tmp_path) == filled
+
+
+def test_an_early_end_and_a_missing_result_show(tmp_path: Path) -> None:
+    write(tmp_path, "paceline-bench/1", complete=False)
+    assert "**stopped early**" in readme_table.figures(tmp_path / "some_result.json", line=False)
+    assert "not measured yet" in readme_table.figures(tmp_path / "other.json", line=True)
+
+
+def test_a_stale_document_is_found(tmp_path: Path) -> None:
+    write(tmp_path, "paceline-memory/1")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- figures:some_result.line -->1.00<!-- /figures -->\n")
+    assert readme_table.stale(tmp_path, tmp_path) == [readme]
+    readme.write_text(readme_table.render(readme.read_text(), tmp_path))
+    assert readme_table.stale(tmp_path, tmp_path) == []
+
+
+def test_the_documents_say_what_was_measured() -> None:
+    if not any(readme_table.MARKED.search(path.read_text("utf-8")) for path in readme_table.documents(ROOT)):
+        pytest.skip("no figures in README.md or docs yet")
+    stale = [str(path.relative_to(ROOT)) for path in readme_table.stale(ROOT, readme_table.RESULTS)]
+    assert stale == [], "run: python benchmarks/readme_table.py"
