@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 _EMPTY = np.empty(0, np.float32)
 # Below this many key elements to read, waking a second thread costs more than it brings.
 PARALLEL_KEYS = 1_000_000
+# `top` keeps a short sorted list; beyond this many entries a full sort is faster.
+SORT_ABOVE = 256
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
@@ -194,6 +196,9 @@ class CpuOps:
 
     def top(self, x: Floats, count: int) -> tuple[Ints, Floats]:
         count = min(count, x.shape[1])
+        if count > SORT_ABOVE:
+            order = np.argsort(-x, axis=1, kind="stable")[:, :count]
+            return order, np.take_along_axis(x, order, axis=1)
         ids, values = np.empty((len(x), count), np.int64), np.empty((len(x), count), np.float32)
         jit.top(x, count, ids, values)
         return ids, values
