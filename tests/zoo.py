@@ -104,7 +104,7 @@ class TooShort(Scripted):
     """Right, but with fewer guesses than asked for, often none."""
 
     def propose(self, k: int) -> list[int]:
-        return self.right(self.rounds % k)
+        return self.right(self.rounds % max(k, 1))
 
 
 class Random(Scripted):

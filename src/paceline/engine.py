@@ -100,7 +100,10 @@ class Writer:
     def _flush(self) -> str:
         """The text held back by an unfinished character or a possible stop string."""
         text, stopped = self.stops.push(self.detokenizer.flush() if self.detokenizer else "")
-        return text if stopped else text + self.stops.flush()
+        if stopped:
+            self.finish_reason = "stop"
+            return text
+        return text + self.stops.flush()
 
     def completion(self) -> Completion:
         """The finished text."""
