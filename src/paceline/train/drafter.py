@@ -17,7 +17,6 @@ from torch import Tensor
 
 from paceline.config import parse_drafter, read_target
 from paceline.kernels import Reach
-from paceline.kernels.reference import embed_scale
 from paceline.models.gemma4 import Target
 from paceline.models.mtp import MtpDrafter
 from paceline.models.plan import Plan
@@ -26,7 +25,7 @@ from paceline.train.batch import BatchCache, TrainOps
 from paceline.train.data import DEFAULT_WEIGHTS, Batches
 from paceline.train.export import copy_tokenizer, export, provenance, write_json
 from paceline.train.loop import Recipe, Trainer
-from paceline.train.target import BatchTarget, batch_rows, initialise
+from paceline.train.target import BatchTarget, batch_rows, initialise, use_stored_scales
 from paceline.weights import fill, read_headers, target_name
 
 STEPS = 4
@@ -144,7 +143,7 @@ def frozen_target(folder: Path, ops: TrainOps) -> BatchTarget:
     config = read_target(folder)
     plan = Plan(ops, lambda _name: torch.float32)
     model = Target(config, plan)
-    model.scale = embed_scale(config.hidden, torch.bfloat16)
+    use_stored_scales(model)
     fill(plan, read_headers(folder, lambda name: target_name(name, config)), folder)
     return BatchTarget(model, plan, ops)
 

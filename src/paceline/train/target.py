@@ -63,10 +63,16 @@ def build(vocab: int, device: str, seed: int) -> BatchTarget:
     config = parse_text(miniature.target_config(vocab), "the miniature's config")
     plan = Plan(ops, lambda _name: torch.float32)
     model = Target(config, plan)
-    # The checkpoint is stored in bf16, so the scale is the one bf16 readers will use.
-    model.scale = embed_scale(config.hidden, torch.bfloat16)
+    use_stored_scales(model)
     initialise(plan, small=("post_attention", "post_feedforward", "post_per_layer"), branches=3 * len(config.layers))
     return BatchTarget(model, plan, ops)
+
+
+def use_stored_scales(model: Target) -> None:
+    """Scales embeddings as readers of the checkpoint will: it is stored in bf16, and so are their factors."""
+    model.scale = embed_scale(model.config.hidden, torch.bfloat16)
+    if model.config.ple_dim:
+        model.ple_scale = embed_scale(model.config.ple_dim, torch.bfloat16)
 
 
 @torch.no_grad()
