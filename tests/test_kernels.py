@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paceline.cache import PAGE, ring_slots
-from paceline.kernels import Heads, LayerView, Ops, Rope, get_ops, jit
+from paceline.kernels import Block, Heads, LayerView, Ops, Reach, Rope, get_ops, jit
 from paceline.kernels.reference import rope_tables
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -149,7 +149,7 @@ def test_gathers(dtype: torch.dtype) -> None:
     both("gather_rows", torch.arange(60).reshape(12, 5), torch.tensor([[11, 0], [3, 3]]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 50, 100])
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 100, 999, 2000])
 def test_top_is_exact_and_breaks_ties_by_lowest_index(count: int) -> None:
     few = torch.randint(0, 4, (6, 50), generator=torch.Generator().manual_seed(1)).float()  # mostly ties
     few[1] = 2.0
@@ -264,6 +264,41 @@ def test_values_are_the_raw_keys_where_a_projection_has_none() -> None:
     alone = rand(5, 3 * 16)[:1, 32:]  # the first row sees one value only: its own, with unit norm
     expected = torch.nn.functional.rms_norm(alone, (16,), eps=EPS).repeat(1, 2)
     torch.testing.assert_close(results[0][:1], expected, rtol=1e-5, atol=1e-5)
+
+
+def one_by_one(ops: Any, h: Any, x: Any, b: Block, reach: Reach, view: LayerView, norm: Any) -> Any:
+    """`query_block` as the operations it stands for."""
+    q = ops.rope_write(ops.linear(x, b.qkv), b.heads, reach.rope, reach.positions, None)
+    y = ops.linear(ops.attention(q, view, reach.first, reach.last), b.output)
+    h, x = ops.add_norm(h, y, b.post_attention_norm, b.pre_mlp_norm, ops.array(torch.ones(1)), b.heads.eps)
+    y = ops.linear(ops.geglu(ops.linear(x, b.gate_up)), b.down)
+    return ops.add_norm(h, y, b.post_mlp_norm, norm, b.scalar, b.heads.eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 33])
+@pytest.mark.parametrize(("n", "hidden", "inner"), [(1, 24, 40), (1, 96, 64), (3, 33, 65)])
+def test_a_query_only_layer_is_its_operations(
+    n: int, hidden: int, inner: int, window: int | None, dtype: torch.dtype
+) -> None:
+    dim, heads, kv, length = 32, 4, 2, 70
+    shapes = [(heads * dim, hidden), (hidden, heads * dim), (2 * inner, hidden), (hidden, inner)]
+    weights = [both_weights(rand(*shape, seed=i, scale=shape[1] ** -0.5).to(dtype)) for i, shape in enumerate(shapes)]
+    results = []
+    for i, ops in enumerate((CPU, REFERENCE)):
+        twin = Twin.make(ops, dim, heads, kv, window)
+        for start in range(0, length, 14):
+            twin.write(rand(length, (heads + 2 * kv) * dim)[start : start + 14], start)
+        norms = [ops.array(1 + 0.1 * rand(hidden, seed=s)) for s in range(4)]
+        block = Block(twin.heads, *(w[i] for w in weights), *norms[:3], ops.array(torch.tensor([0.8])))
+        bounds = (ops.indices([max(0, length - (window or length))] * n), ops.indices([length - 1] * n))
+        reach = Reach(ops.indices([length] * n), *bounds, twin.rope)
+        h, x = (ops.array(rand(n, hidden, seed=s)) for s in (5, 6))
+        out = [ops.tensor(t) for t in ops.query_block(h, x, block, reach, twin.view, norms[3])]
+        wanted = [ops.tensor(t) for t in one_by_one(ops, h, x, block, reach, twin.view, norms[3])]
+        assert all(torch.equal(a, b) for a, b in zip(out, wanted, strict=True))
+        results.append(out)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=2e-5)
 
 
 # ---- the noise ------------------------------------------------------------------------------------------------------
