@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.bench import record
 from paceline.bench.prompts import BenchPrompt
 from paceline.config import read_target
 from paceline.kernels import get_ops
@@ -24,13 +25,23 @@ import rows
 import vs_transformers as peer
 
 
-def test_records_name_no_folder_of_this_machine() -> None:
-    here = str(common.REPOSITORY / "benchmarks" / "memory.py")
-    assert common.portable({"command": [here, Path.home().as_posix() + "/x"], "n": 1, "none": None}) == {
-        "command": ["./benchmarks/memory.py", "~/x"],
-        "n": 1,
-        "none": None,
-    }
+def test_records_name_no_folder_of_this_machine(tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    head = common.head("test/1", ["CPU"], {"target": str(Path.home() / "model"), "n": 1, "none": None})
+    common.write(
+        out,
+        {
+            **head,
+            "summary": {"ok": True},
+            "folder": str(tmp_path),
+            "pair": str(Path(record.__file__).parents[1] / "pair"),
+        },
+    )
+    text = out.read_text("utf-8")
+    assert str(tmp_path) not in text
+    assert '"~/model"' in text
+    assert '"<paceline>/pair"' in text
+    assert '"none":null' in text
 
 
 # ---- beside Transformers --------------------------------------------------------------------------------------------

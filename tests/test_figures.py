@@ -55,13 +55,15 @@ def write(folder: Path, schema: str, **more: Any) -> None:
 @pytest.mark.parametrize("schema", SUMMARIES)
 def test_a_result_is_filled_in_and_named(schema: str, tmp_path: Path) -> None:
     write(tmp_path, schema)
-    text = "a <!-- figures:some_result -->old<!-- /figures --> b <!-- figures:some_result.line --><!-- /figures --> c"
+    text = (
+        "<!-- figures:some_result -->stale figure<!-- /figures --> <!-- figures:some_result.line --><!-- /figures -->"
+    )
     filled = readme_table.render(text, tmp_path)
     assert EXPECTED[schema] in filled
     assert "CPU only" in filled or files.machine()["gpu"]
     assert "synthetic: made up" in filled
     assert "`benchmarks/results/some_result.json`" in filled
-    assert "old" not in filled
+    assert "stale figure" not in filled
     assert "\n" not in filled.split("<!-- figures:some_result.line -->")[1]
     assert readme_table.render(filled, tmp_path) == filled
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -144,6 +145,30 @@ def _temporary(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def portable(value: Any) -> Any:
+    """JSON data with the folders of this machine replaced by what they are: a record may be published."""
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if isinstance(value, str):
+        for place, meaning in _places():
+            value = value.replace(place, meaning)
+    return value
+
+
+def _places() -> list[tuple[str, str]]:
+    """Folders and what to call them, the longest first, since one may lie inside another."""
+    places = {
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "<tmp>",
+        str(Path.cwd()): ".",
+        sys.prefix: "<venv>",
+        str(Path(__file__).parent.parent): "<paceline>",
+    }
+    return sorted(((place, places[place]) for place in places if len(place) > 1), key=lambda p: -len(p[0]))
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes the record as JSON; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+    """Writes the record as JSON, without this machine's folders; NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(portable(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
