@@ -112,6 +112,7 @@ class GenerationDefaults:
     eos_ids: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
     draft_tokens: int | None = None
+    draft_confidence: float | None = None
 
 
 class _Keys:
@@ -247,6 +248,7 @@ def read_generation(folder: Path) -> GenerationDefaults:
         eos_ids=keys.ids("eos_token_id"),
         suppress=keys.ids("suppress_tokens"),
         draft_tokens=None if keys.get("num_assistant_tokens") is None else keys.size("num_assistant_tokens"),
+        draft_confidence=keys.get("assistant_confidence_threshold"),
     )
 
 

@@ -43,14 +43,14 @@ class LLM:
         self.resolved, self.engine, self.text = resolved, engine, text
 
     @classmethod
-    def from_pretrained(cls, target: str, drafter: str | None = "auto", **options: str) -> LLM:
+    def from_pretrained(cls, target: str, drafter: str | None = "auto", **options: Any) -> LLM:
         """Loads a checkpoint folder, a hub name, or "embedded".
 
         drafter: "auto" finds the -assistant checkpoint that belongs to the target; None decodes plainly; "ngram"
         looks the prompt up; anything else is a checkpoint. Options: device, dtype, backend, draft_position, as in
         `paceline.resolve.Options`. Raises PacelineError with one sentence for anything that does not fit.
         """
-        unknown = sorted(set(options) - {"device", "dtype", "backend", "draft_position"})
+        unknown = sorted(set(options) - {"device", "dtype", "backend", "draft_position", "min_confidence"})
         if unknown:
             raise UsageError(f"from_pretrained has no option {unknown[0]!r}")
         return cls.load(
@@ -130,4 +130,4 @@ def _drafter(resolved: Resolved, target: Target) -> Drafter:
     if isinstance(resolved.drafter, str):
         return NgramDraft()
     model = load_drafter(resolved.drafter, target.config, target.ops)
-    return MtpDraft(model, target, resolved.draft_position)
+    return MtpDraft(model, target, resolved.draft_position, resolved.min_confidence)

@@ -37,6 +37,7 @@ class Options:
     dtype: str = "auto"
     backend: str = "auto"
     draft_position: str = "n"
+    min_confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Resolved:
     backend: str
     k: int
     draft_position: str
+    min_confidence: float
     generation: GenerationDefaults
     decisions: tuple[Decision, ...]
 
@@ -65,7 +67,7 @@ def resolve(options: Options) -> Resolved:
     k = _draft_length(drafter, decisions)
     return Resolved(
         target=target, drafter=drafter, backend=backend, k=k, draft_position=options.draft_position,
-        generation=generation, decisions=tuple(decisions),
+        min_confidence=_confidence(options, drafter, decisions), generation=generation, decisions=tuple(decisions),
     )  # fmt: skip
 
 
@@ -119,6 +121,18 @@ def _dtype(options: Options, backend: str, decisions: list[Decision]) -> None:
     if options.dtype not in ("auto", "stored"):
         raise UsageError(f"dtype {options.dtype!r} is not supported; weights stay as stored: use 'auto'")
     decisions.append(Decision("dtype", "weights as stored, sums in fp32", "bf16 weights cost half the memory traffic"))
+
+
+def _confidence(options: Options, drafter: Path | str | None, decisions: list[Decision]) -> float:
+    value, why = options.min_confidence, "asked for"
+    if value is None and isinstance(drafter, Path):
+        value, why = read_generation(drafter).draft_confidence, "assistant_confidence_threshold of the drafter"
+    if value is None:
+        value, why = 0.0, "nothing advises to stop drafting early"
+    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise UsageError(f"the lowest confidence to draft at must lie in [0, 1), not {value!r} ({why})")
+    decisions.append(Decision("min_confidence", f"{value:g}", why))
+    return float(value)
 
 
 def _draft_length(drafter: Path | str | None, decisions: list[Decision]) -> int:

@@ -10,22 +10,24 @@ from rich.console import Console
 from paceline.engine import check_draft_length
 from paceline.errors import PromptError
 from paceline.llm import LLM
+from paceline.resolve import Options, resolve
 from paceline.types import ChatMessage, Prompt, SamplingParams
 
 DRAFTED, PLAIN = "\x1b[32m", "\x1b[0m"
 LEGEND = "green: guessed by the drafter and confirmed by the target"
 
 
-def load(target: str, drafter: str, k: int | None, draft_position: str = "n", backend: str = "auto") -> LLM:
-    """Loads a model and says so on stderr; "none" means no drafter. Refuses an impossible draft length first."""
+def load(options: Options, k: int | None) -> LLM:
+    """Loads a model and says so on stderr. Refuses an impossible draft length first."""
     check_draft_length(k or 0)
     console = Console(stderr=True)
-    with console.status(f"loading {target}"):
+    with console.status(f"loading {options.target}"):
         started = time.perf_counter()
-        chosen = None if drafter == "none" else drafter
-        llm = LLM.from_pretrained(target, chosen, draft_position=draft_position, backend=backend)
+        llm = LLM.load(resolve(options))
     found = next(d for d in llm.resolved.decisions if d.what == "drafter")
-    console.print(f"loaded {target} in {time.perf_counter() - started:.1f} s; drafter: {found.value} ({found.why})")
+    console.print(
+        f"loaded {options.target} in {time.perf_counter() - started:.1f} s; drafter: {found.value} ({found.why})"
+    )
     with console.status("compiling the CPU kernels (once a machine, about half a minute)"):
         llm.warm_up()
     return llm

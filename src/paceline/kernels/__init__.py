@@ -189,6 +189,9 @@ class Ops(Protocol):
     def top(self, x: Array, count: int) -> tuple[Array, Array]:
         """The `count` greatest of each row, greatest first, ties by lowest index: (indices, values), [n, count]."""
 
+    def confidence(self, logits: Array) -> float:
+        """The greatest probability of softmax(logits [1, m])."""
+
     def rows(self, x: Array, start: int, stop: int) -> Array:
         """Rows start .. stop - 1."""
 

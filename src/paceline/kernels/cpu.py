@@ -203,6 +203,9 @@ class CpuOps:
         jit.top(x, count, ids, values)
         return ids, values
 
+    def confidence(self, logits: Floats) -> float:
+        return float(jit.confidence(logits[0]))
+
     def rows(self, x: Floats, start: int, stop: int) -> Floats:
         return x[start:stop]
 

@@ -363,6 +363,16 @@ def top(x, count, ids, values):
             filled = min(filled + 1, count)
 
 
+@njit(cache=True, error_model="numpy", fastmath=REDUCE | {"nnan"})
+def confidence(logits):
+    peak, total = F32(-np.inf), F32(0.0)
+    for i in range(logits.shape[0]):
+        peak = max(peak, logits[i])
+    for i in range(logits.shape[0]):
+        total += exp32(logits[i] - peak)
+    return F32(1.0) / total
+
+
 @njit(cache=True, error_model="numpy")
 def route(scores, expert_scale, ids, weights):
     """Softmax of the chosen scores equals the renormalised softmax of all."""

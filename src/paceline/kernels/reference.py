@@ -165,6 +165,9 @@ class TorchOps:
         values, indices = x.sort(dim=-1, descending=True, stable=True)
         return indices[:, :count], values[:, :count]
 
+    def confidence(self, logits: Tensor) -> float:
+        return float(logits[0].float().softmax(-1).max())
+
     def rows(self, x: Tensor, start: int, stop: int) -> Tensor:
         return x[start:stop]
 
