@@ -35,6 +35,7 @@ ARMS = (PLAIN, MTP, HF_PLAIN, HF_MTP)
 DRAFTING = (MTP, HF_MTP)
 # (slower, faster) as one would guess; a ratio below 1 says that the guess was wrong.
 COMPARISONS = ((PLAIN, MTP), (HF_PLAIN, HF_MTP), (HF_PLAIN, PLAIN), (HF_MTP, MTP), (HF_PLAIN, MTP))
+SMALL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +303,9 @@ def run(options: Options, out: Path) -> None:
     prompts = chosen_prompts(ours.llm, options)
     assert isinstance(ours.llm.resolved.drafter, Path)
     theirs = Transformers(ours.llm.resolved.target, ours.llm.resolved.drafter, options, ours.k)
-    record = common.head("paceline-vs-transformers/1", ["CPU", f"{options.target} pair"], asdict(options))
+    record = common.head(
+        "paceline-vs-transformers/1", ["CPU", _label(options.target, ours.llm.resolved.target)], asdict(options)
+    )
     record["threads_tried"] = choose_threads(theirs, prompts[0][1], options.threads)
     record["engines"] = {
         "paceline": {**ours.llm.describe(), "weights": "as stored", "arithmetic": "float32"},
@@ -320,6 +323,15 @@ def run(options: Options, out: Path) -> None:
     record["measurements"] = [asdict(row) for row in rows]
     show(record["summary"])
     common.write(out, record)
+
+
+def _label(name: str, folder: Path) -> str:
+    """What was run, with its size, since a small model tells little about large ones."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    name = name if name == "embedded" else folder.name
+    if size > SMALL_BYTES:
+        return f"{name}, {size / 1e9:.1f} GB"
+    return f"{name}, {size / 1e6:.0f} MB: at this size a call's overhead counts most, which large models hardly notice"
 
 
 def _watched(rows: Iterator[Row], prompts: int) -> Iterator[Row]:
