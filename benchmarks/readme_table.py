@@ -65,7 +65,7 @@ def origin(record: Record, path: Path) -> str:
     loads = [provenance["load_before"], provenance["load_after"]]
     busy = " and ".join(f"{load[0]:g}" for load in loads if load)
     parts = [
-        "; ".join(label for label in record["labels"] if label != "CPU"),
+        "; ".join(labels(record)),
         f"{machine['cpu']}, {machine['cores_usable']} cores, {device}",
         software,
         f"load average before and after: {busy}" if busy else "",
@@ -75,6 +75,13 @@ def origin(record: Record, path: Path) -> str:
         f"`benchmarks/results/{path.name}`",
     ]
     return f"<sub>{'. '.join(part for part in parts if part)}.</sub>"
+
+
+def labels(record: Record) -> list[str]:
+    """What is special about a result, but for the device, which `origin` names."""
+    target = record.get("engine", {}).get("decisions", {}).get("target", "")
+    made = ["embedded miniature, trained for tests; real prompts"] if "'embedded'" in target else []
+    return made + [label for label in record["labels"] if label != "CPU"]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

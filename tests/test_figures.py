@@ -74,6 +74,11 @@ def test_an_early_end_and_a_missing_result_show(tmp_path: Path) -> None:
     assert "not measured yet" in readme_table.figures(tmp_path / "other.json", line=True)
 
 
+def test_the_embedded_pair_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "paceline-bench/1", engine={"decisions": {"target": "somewhere (asked for as 'embedded')"}})
+    assert "embedded miniature" in readme_table.figures(tmp_path / "some_result.json", line=False)
+
+
 def test_a_stale_document_is_found(tmp_path: Path) -> None:
     write(tmp_path, "paceline-memory/1")
     readme = tmp_path / "README.md"
