@@ -19,7 +19,8 @@ def test_embedded_set_is_real_balanced_and_licensed() -> None:
     prompts = load_prompts(None)
     counts = Counter(prompt.category for prompt in prompts)
     assert len(counts) >= 5
-    assert set(counts.values()) == {12}
+    assert len(prompts) == 144
+    assert min(counts.values()) >= 12
     assert len({str(prompt.prompt) for prompt in prompts}) == len(prompts)
     rows = [
         json.loads(line) for line in files("paceline").joinpath("assets/prompts.jsonl").read_text("utf-8").splitlines()

@@ -79,7 +79,7 @@ def bench(
     sample: Annotated[int | None, typer.Option(help="Use only so many prompts, balanced over categories.")] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="May be repeated; default 0 and 1.")] = None,
     top_k: TopK = 64, top_p: TopP = 0.95, repeats: Annotated[int, typer.Option(help="Runs of each pair.")] = 1,
-    max_tokens: MaxTokens = 128, seed: Seed = 0, draft_position: Position = "n",
+    max_tokens: MaxTokens = 256, seed: Seed = 0, draft_position: Position = "n",
     min_confidence: Confidence = None, backend: Backend = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,

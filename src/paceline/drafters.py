@@ -47,8 +47,8 @@ class MtpDraft:
     """Gemma 4's MTP assistant: steps from the target's last hidden state, over the target's keys and values.
 
     The position is constant within a round. Runtimes disagree whether it is the bonus token's index n or the last
-    processed one, n - 1; `position` is "n" or "n-1". Drafting stops before a guess of which the drafter itself is
-    less than `min_confidence` sure: its token would cost a row of verification and rarely be kept.
+    processed one, n - 1; `position` is "n" or "n-1". Drafting stops where the drafter's own probability of the whole draft
+    would fall below `min_confidence`: a token that is rarely reached still costs a draft step and a row to verify.
     """
 
     def __init__(self, model: MtpDrafter, target: Target, position: str = "n", min_confidence: float = 0.0) -> None:
@@ -66,13 +66,14 @@ class MtpDraft:
     def propose(self, k: int) -> list[int]:
         """At most k guesses, each from the hidden state of the step before, with the target's noise of its position."""
         n, hidden, token, draft = self.cache.length, self.hidden, self.last, list[int]()
-        rows = self.model.rows(self.target, self.cache, n - self.back)
+        rows, sure = self.model.rows(self.target, self.cache, n - self.back), 1.0
         for j in range(k):
             embedded = self.target.embed(self.model.ops.indices([token]))
             state, hidden = self.model.step(embedded, hidden, rows, self.cache)
             logits, ids = self.model.logits(state)
             # Looks at the drafter's law, not at the token drawn from it: what is drafted cannot bend what is kept.
-            if self.min_confidence and self.model.ops.confidence(logits) < self.min_confidence:
+            sure = sure * self.model.ops.confidence(logits) if self.min_confidence else sure
+            if sure < self.min_confidence:
                 break
             token = self.sampler.guess(logits, ids, n + 1 + j)
             draft.append(token)

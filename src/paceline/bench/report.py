@@ -24,7 +24,8 @@ def verdict(record: dict[str, Any]) -> str:
     speedup, interval, pairs = summary["speedup"], summary["speedup_ci95"], summary["pairs"]
     if speedup is None:
         return "Nothing can be said: no prompt was measured both with and without drafting."
-    where = f"On {summary['prompts']} prompts, drafting with k={summary['k']} {_effect(speedup, interval)}"
+    what = f"drafting with k={summary['k']} at temperature {summary['temperature']:g}"
+    where = f"On {summary['prompts']} prompts, {what} {_effect(speedup, interval)}"
     equal = summary["equal_outputs"]
     if equal == 1.0:
         return f"{where}; outputs equal on 100% of {pairs} pairs."
@@ -90,7 +91,11 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
     by_category = [_speed_row(name, block) for name, block in summary["by_category"].items()]
     by_temperature = [_speed_row(name, block) for name, block in summary["by_temperature"].items()]
     return [
-        ("Speed-up by category", ["category", *speed], [*by_category, _speed_row("all", summary), noise]),
+        (
+            f"Speed-up by category, temperature {summary['temperature'] or 0:g}",
+            ["category", *speed],
+            [*by_category, _speed_row("all", summary), noise],
+        ),
         ("Speed-up by temperature", ["temperature", *speed], by_temperature),
         ("Latency and throughput", ["", "off", "on"], _latency_rows(summary)),
     ]

@@ -138,13 +138,23 @@ def tokens_per_second(rows: Iterable[Measurement]) -> float | None:
 
 
 def summarise(rows: list[Measurement], k: int) -> dict[str, Any]:
-    """The numbers of a report, overall and by category and temperature. Times in seconds; None where unknown."""
+    """The numbers of a report, overall and by category and temperature. Times in seconds; None where unknown.
+
+    Speed is that of the first temperature measured: nobody runs a mixture of temperatures. The others stand in
+    `by_temperature`; equality of the texts is over all of them.
+    """
+    everything, temperature = rows, rows[0].temperature if rows else None
+    rows = [row for row in rows if row.temperature == temperature]
     off_again = pair_up(rows, OFF, OFF_AGAIN)
     noise, noise_interval = compare(off_again)
     paired = [row for pair in pair_up(rows) for row in pair]
     arms = {arm: [row for row in paired if row.arm == arm] for arm in (OFF, ON)}
     return {
         **_block(rows),
+        "equal_outputs": equal_fraction(pair_up(everything)),
+        "pairs": len(pair_up(everything)),
+        "timed_pairs": len(pair_up(rows)),
+        "temperature": temperature,
         "k": k,
         "acceptance_by_position": acceptance_by_position(arms[ON]),
         "survival_by_position": survival_by_position(arms[ON]),
@@ -156,7 +166,7 @@ def summarise(rows: list[Measurement], k: int) -> dict[str, Any]:
         "tpot_s": {arm: spread(row.tpot_s for row in own if row.tokens > 1) for arm, own in arms.items()},
         "ended_naturally": sum(row.finish_reason == "stop" for row in paired) / len(paired) if paired else None,
         "by_category": _grouped(rows, lambda row: row.category),
-        "by_temperature": _grouped(rows, lambda row: str(row.temperature)),
+        "by_temperature": _grouped(everything, lambda row: str(row.temperature)),
     }
 
 

@@ -134,32 +134,39 @@ def _mask_panel(scores, start, newest, turn, first, last):
 
     In a ring of `turn` slots, a slot after the newest token's still holds a token of the turn before.
     """
-    peak, newest_slot = F32(-np.inf), newest % turn if turn else newest
-    for c in range(PANEL):
-        position = start + c + newest - newest_slot
-        position -= turn if start + c > newest_slot else 0
-        s = scores[c] if first <= position and position <= last else F32(-np.inf)
+    peak = F32(-np.inf)
+    newest_slot = np.int32(newest % turn if turn else newest)
+    shift, back = np.int32(start) + np.int32(newest) - newest_slot, np.int32(turn)
+    border, low, high = newest_slot - np.int32(start), np.int32(first), np.int32(last)
+    for c in range(np.int32(PANEL)):
+        position = np.int32(shift + c - (back if c > border else np.int32(0)))
+        s = scores[c] if (position >= low) & (position <= high) else F32(-np.inf)
         scores[c] = s
         peak = max(peak, s)
     return peak
+
+
+@njit(cache=True, error_model="numpy", fastmath=REDUCE)
+def _panel_sum(scores, at):
+    total = F32(0.0)
+    for c in range(PANEL):
+        total += scores[at + c]
+    return total
 
 
 @njit(cache=True, error_model="numpy")
 def _weigh(scores, peak):
     """Scores to weights exp(score - peak), masked ones to exact zeros; returns one over their sum.
 
-    The sum runs in 64 lanes, then over the lanes in order: however many panels of zeros follow, it stays the same.
+    The sum goes panel by panel: however many panels of zeros follow, it stays the same.
     """
     for i in range(scores.shape[0]):
-        weight = exp32(scores[i] - peak)
-        scores[i] = weight if scores[i] > F32(-1e38) else F32(0.0)
-    lanes = scores[:PANEL].copy()
-    for at in range(PANEL, scores.shape[0], PANEL):
-        for c in range(PANEL):
-            lanes[c] += scores[at + c]
+        s = scores[i]
+        weight = exp32(s - peak)
+        scores[i] = weight if s > F32(-1e38) else F32(0.0)
     total = F32(0.0)
-    for c in range(PANEL):
-        total += lanes[c]
+    for at in range(0, scores.shape[0], PANEL):
+        total += _panel_sum(scores, at)
     return F32(1.0) / total
 
 

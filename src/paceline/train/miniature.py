@@ -95,10 +95,11 @@ TARGET_GENERATION: dict[str, Any] = {
     "top_p": 0.95,
 }
 DRAFTER_GENERATION: dict[str, Any] = {
+    "assistant_confidence_threshold": 0.4,
     "bos_token_id": 2,
     "eos_token_id": [1, 106, 50],
     "is_assistant": True,
-    "num_assistant_tokens": 4,
+    "num_assistant_tokens": 5,
     "num_assistant_tokens_schedule": "constant",
     "pad_token_id": 0,
 }
