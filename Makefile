@@ -17,7 +17,7 @@ help:
 	@echo "make demo | test | check | bench   (see CONTRIBUTING.md)"
 
 demo: $(VENV)/.installed-bench
-	@$(VENV)/bin/paceline bench --target embedded --out report.json --html report.html
+	@$(VENV)/bin/paceline bench --target embedded --sample 60 --out report.json --html report.html
 
 bench: $(VENV)/.installed-bench
 	@$(VENV)/bin/paceline bench $(ARGS)

@@ -19,7 +19,7 @@ def test_embedded_set_is_real_balanced_and_licensed() -> None:
     prompts = load_prompts(None)
     counts = Counter(prompt.category for prompt in prompts)
     assert len(counts) >= 5
-    assert len(prompts) == 144
+    assert len(prompts) == 344
     assert min(counts.values()) >= 12
     assert len({str(prompt.prompt) for prompt in prompts}) == len(prompts)
     rows = [

@@ -47,8 +47,8 @@ class MtpDraft:
     """Gemma 4's MTP assistant: steps from the target's last hidden state, over the target's keys and values.
 
     The position is constant within a round. Runtimes disagree whether it is the bonus token's index n or the last
-    processed one, n - 1; `position` is "n" or "n-1". Drafting stops where the drafter's own probability of the whole draft
-    would fall below `min_confidence`: a token that is rarely reached still costs a draft step and a row to verify.
+    processed one, n - 1; `position` is "n" or "n-1". Drafting stops where the drafter's own probability of the whole
+    draft would fall below `min_confidence`: a token that is rarely reached still costs a draft step and a row.
     """
 
     def __init__(self, model: MtpDrafter, target: Target, position: str = "n", min_confidence: float = 0.0) -> None:
