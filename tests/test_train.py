@@ -150,8 +150,10 @@ def test_checkpoints_are_whole_and_say_how_they_were_made(trained: Trained) -> N
 @pytest.mark.parametrize("which", ["drafter", "second"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_trained_pair_generates_the_same_text_with_drafts(trained: Trained, which: str, temperature: float) -> None:
-    llm = LLM.from_pretrained(str(trained.target), str(getattr(trained, which)))
-    assert llm.resolved.k == 4
+    assert LLM.from_pretrained(str(trained.target), str(getattr(trained, which))).resolved.min_confidence == 0.4
+    # Hardly trained, it is never that sure: without the bound it drafts all the same.
+    llm = LLM.from_pretrained(str(trained.target), str(getattr(trained, which)), min_confidence=0.0)
+    assert llm.resolved.k == miniature.DRAFTER_GENERATION["num_assistant_tokens"]
     params = SamplingParams(max_tokens=40, temperature=temperature, ignore_eos=True)
     prompts: list[Any] = [tokens(1)[0].tolist(), "A line of text."]
     plain, drafted = (llm.generate(prompts, params, k=k) for k in (0, 4))
