@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.kernels import Block, Heads, LayerView, Reach, Rope, jit
+from paceline.kernels import Block, Heads, LayerView, Reach, Rope, jit, pick
 from paceline.kernels.simd import PANEL, matmul
 
 Floats = npt.NDArray[np.float32]
@@ -87,9 +87,9 @@ class CpuOps:
         out = np.empty((len(ids), weight.cols), np.float32)
         narrow = weight.data.dtype == np.uint16
         if weight.table:
-            (jit.embed_rows_bf16 if narrow else jit.embed_rows)(weight.data, ids, scale, out)
+            (pick.embed_rows_bf16 if narrow else pick.embed_rows)(weight.data, ids, scale, out)
         else:
-            (jit.embed_panels_bf16 if narrow else jit.embed_panels)(weight.data, ids, scale, out)
+            (pick.embed_panels_bf16 if narrow else pick.embed_panels)(weight.data, ids, scale, out)
         return out
 
     def linear(self, x: Floats, weight: CpuMatrix) -> Floats:
@@ -163,7 +163,7 @@ class CpuOps:
     def route(self, scores: Floats, active: int, expert_scale: Floats) -> tuple[Ints, Floats]:
         ids = np.empty((len(scores), active), np.int64)
         weights = np.empty((len(scores), active), np.float32)
-        jit.route(scores, expert_scale, ids, weights)
+        pick.route(scores, expert_scale, ids, weights)
         return ids, weights
 
     def experts(self, x: Floats, ids: Ints, weights: Floats, gate_up: list[CpuMatrix], down: list[CpuMatrix]) -> Floats:
@@ -172,7 +172,7 @@ class CpuOps:
             rows, ranks = np.nonzero(ids == expert)
             parts[rows, ranks] = self.linear(self.geglu(self.linear(x[rows], gate_up[expert])), down[expert])
         out = np.empty_like(x)
-        jit.combine(parts, weights, out)
+        pick.combine(parts, weights, out)
         return out
 
     def softcap(self, logits: Floats, cap: float) -> Floats:
@@ -183,7 +183,7 @@ class CpuOps:
     def gather_linear(self, x: Floats, weight: CpuMatrix, ids: Ints) -> Floats:
         out = np.empty(ids.shape, np.float32)
         narrow = weight.data.dtype == np.uint16
-        (jit.gather_linear_bf16 if narrow else jit.gather_linear)(x, weight.data, ids, out)
+        (pick.gather_linear_bf16 if narrow else pick.gather_linear)(x, weight.data, ids, out)
         return out
 
     def gather_rows(self, table: Ints, ids: Ints) -> Ints:
@@ -200,18 +200,18 @@ class CpuOps:
             order = np.argsort(-x, axis=1, kind="stable")[:, :count]
             return order, np.take_along_axis(x, order, axis=1)
         ids, values = np.empty((len(x), count), np.int64), np.empty((len(x), count), np.float32)
-        jit.top(x, count, ids, values)
+        pick.top(x, count, ids, values)
         return ids, values
 
     def confidence(self, logits: Floats) -> float:
-        return float(jit.confidence(logits[0]))
+        return float(pick.confidence(logits[0]))
 
     def rows(self, x: Floats, start: int, stop: int) -> Floats:
         return x[start:stop]
 
     def gumbel(self, seed: int, position: int, ids: Ints) -> npt.NDArray[np.float64]:
         out = np.empty(len(ids), np.float64)
-        jit.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
+        pick.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
