@@ -97,6 +97,7 @@ class LLM:
 
     def warm_up(self) -> None:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
+        self.engine.target.ops.prepare()
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
             for k in {0, self.resolved.k}:

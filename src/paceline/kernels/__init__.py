@@ -202,6 +202,9 @@ class Ops(Protocol):
         u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
         """
 
+    def prepare(self) -> None:
+        """Compiles what only long contexts use, so that no request waits for it."""
+
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Array, Array]:
         """Room for the keys and for the values of so many slots, zeroed, laid out as `attention` likes it."""
 

@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 _EMPTY = np.empty(0, np.float32)
 # Below this many key elements to read, waking a second thread costs more than it brings.
-PARALLEL_KEYS = 1_000_000
+PARALLEL_KEYS = 16_000_000
 # `top` keeps a short sorted list; beyond this many entries a full sort is faster.
 SORT_ABOVE = 256
 
@@ -213,6 +213,11 @@ class CpuOps:
         out = np.empty(len(ids), np.float64)
         pick.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
+
+    def prepare(self) -> None:
+        keys, values = self.store(PANEL, 1, PANEL)
+        q, zero, out = np.zeros((1, 1, PANEL), np.float32), np.zeros(1, np.int64), np.empty((1, PANEL), np.float32)
+        jit.attention_parallel(q, keys, values, zero, PANEL, False, zero, zero, out)
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
         panels, blocks = -(-slots // PANEL), -(-head_dim // PANEL)

@@ -175,6 +175,9 @@ class TorchOps:
         noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
         return torch.from_numpy(noise).to(self.device)
 
+    def prepare(self) -> None:
+        """Nothing is compiled here."""
+
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         keys, values = (torch.zeros(slots, kv_heads, head_dim, device=self.device) for _ in range(2))
         return keys, values
