@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paceline.cache import PAGE, ring_slots
-from paceline.kernels import Block, Heads, LayerView, Ops, Reach, Rope, get_ops, jit
+from paceline.kernels import Block, Branch, Heads, LayerView, Ops, Reach, Rope, get_ops, jit
 from paceline.kernels.reference import rope_tables
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -100,11 +100,9 @@ def test_row_operations(n: int, size: int) -> None:
     both("rms_norm", torch.zeros(n, size), w, EPS)  # no division by zero
     both("add_norm", x, y, w, u, torch.tensor([0.7]), EPS)
     both("add_norm", x, y, w, None, torch.tensor([0.7]), EPS)
-    both("geglu", torch.cat([4 * x, y], 1))
-    both("scale_columns", x, w, 0.3)
-    both("add", x, y, rtol=0, atol=0)
+    both("enter", x, w, EPS)
+    both("norms", x, w, u, EPS)
     both("concat", x, rand(n, 5), rtol=0, atol=0)
-    both("softcap", 20 * x, 30.0, atol=3e-5)
     both("rows", x, n // 2, n, rtol=0, atol=0)
     both("mask_columns", x, (0, size - 1), rtol=0, atol=0)
 
@@ -121,6 +119,13 @@ def test_per_layer_inputs(n: int, layers: int, dim: int) -> None:
 @pytest.mark.parametrize(("n", "cols", "rows"), [(1, 1, 1), (2, 7, 63), (17, 33, 65), (5, 129, 200)])
 def test_linear(n: int, cols: int, rows: int, dtype: torch.dtype) -> None:
     with_weight("linear", (rand(n, cols),), rand(rows, cols, seed=1, scale=cols**-0.5).to(dtype))
+
+
+def test_gated_and_logits() -> None:
+    for n, size, cap in ((1, 8, None), (5, 33, 30.0)):
+        x = rand(n, size, scale=4)
+        with_weight("gated", (x,), rand(2 * 9, size, seed=1))
+        with_weight("logits", (x,), rand(65, size, seed=1), cap)
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 63, 64, 65, 130])
@@ -161,14 +166,19 @@ def test_top_is_exact_and_breaks_ties_by_lowest_index(count: int) -> None:
 @pytest.mark.parametrize(("n", "experts", "active"), [(1, 1, 1), (5, 8, 2), (17, 33, 5)])
 def test_experts(n: int, experts: int, active: int) -> None:
     ids, weights = both("route", rand(n, experts, scale=3), active, rand(experts, seed=1).abs())
-    gate_up = [both_weights(rand(2 * 9, 7, seed=e)) for e in range(experts)]
-    down = [both_weights(rand(7, 9, seed=e)) for e in range(experts)]
+    gate_up, down = rand(experts, 2 * 9, 7, seed=3), rand(experts, 7, 9, seed=4)
     out = []
-    for i, ops in enumerate((CPU, REFERENCE)):
-        parts = [[pair[i] for pair in side] for side in (gate_up, down)]
+    for ops in (CPU, REFERENCE):
+        stacks = []
+        for values in (gate_up, down):
+            stacks.append(ops.stack(*values.shape, torch.float32))
+            stacks[-1].write(0, values[:1])
+            stacks[-1].write(1, values[1:])
         x = ops.array(rand(n, 7, seed=2))
-        out.append(ops.tensor(ops.experts(x, ops.array(ids), ops.array(weights), *parts)))
-    torch.testing.assert_close(*out, rtol=1e-5, atol=1e-4)
+        sparse = Branch(ops.experts(x, ops.array(ids), *stacks), ops.array(rand(7, seed=5)))
+        dense = Branch(x, ops.array(rand(7, seed=6)))
+        out.append(ops.tensor(ops.mix_experts(dense, sparse, ops.array(weights), EPS)))
+    torch.testing.assert_close(*out, rtol=1e-4, atol=1e-4)
 
 
 def test_exp32_is_within_two_units_in_the_last_place() -> None:
@@ -271,7 +281,7 @@ def one_by_one(ops: Any, h: Any, x: Any, b: Block, reach: Reach, view: LayerView
     q = ops.rope_write(ops.linear(x, b.qkv), b.heads, reach.rope, reach.positions, None)
     y = ops.linear(ops.attention(q, view, reach.first, reach.last), b.output)
     h, x = ops.add_norm(h, y, b.post_attention_norm, b.pre_mlp_norm, ops.array(torch.ones(1)), b.heads.eps)
-    y = ops.linear(ops.geglu(ops.linear(x, b.gate_up)), b.down)
+    y = ops.linear(ops.gated(x, b.gate_up), b.down)
     return ops.add_norm(h, y, b.post_mlp_norm, norm, b.scalar, b.heads.eps)
 
 
@@ -290,7 +300,8 @@ def test_a_query_only_layer_is_its_operations(
         for start in range(0, length, 14):
             twin.write(rand(length, (heads + 2 * kv) * dim)[start : start + 14], start)
         norms = [ops.array(1 + 0.1 * rand(hidden, seed=s)) for s in range(4)]
-        block = Block(twin.heads, *(w[i] for w in weights), *norms[:3], ops.array(torch.tensor([0.8])))
+        scalars = [ops.array(torch.tensor([value])) for value in (0.8, 1.0)]
+        block = Block(twin.heads, *(w[i] for w in weights), *norms[:3], *scalars)
         bounds = (ops.indices([max(0, length - (window or length))] * n), ops.indices([length - 1] * n))
         reach = Reach(ops.indices([length] * n), *bounds, twin.rope)
         h, x = (ops.array(rand(n, hidden, seed=s)) for s in (5, 6))

@@ -68,6 +68,31 @@ class Block(NamedTuple):
     pre_mlp_norm: Array
     post_mlp_norm: Array
     scalar: Array
+    one: Array
+
+
+class Mixture(NamedTuple):
+    """The feed-forward weights of a mixture-of-experts layer: a dense MLP, and experts of which a router picks."""
+
+    dense_gate_up: Weight
+    dense_down: Weight
+    router: Weight
+    router_norm: Array
+    expert_scale: Array
+    gate_up: Any
+    down: Any
+    dense_norm: Array
+    input_norm: Array
+    output_norm: Array
+    active: int
+    eps: float
+
+
+class Branch(NamedTuple):
+    """One of the two results a mixture-of-experts layer adds up, and its norm's weight."""
+
+    y: Array
+    norm: Array
 
 
 class Reach(NamedTuple):
@@ -93,6 +118,20 @@ class Matrix(Protocol):
         """Bytes this weight holds."""
 
 
+class Stack(Protocol):
+    """Weights of one shape, written one by one."""
+
+    def write(self, index: int, tensor: torch.Tensor) -> None:
+        """Copies `tensor` [n, rows, cols] into weights index .. index + n - 1."""
+
+    def read(self) -> torch.Tensor:
+        """All of them, [count, rows, cols]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes these weights hold."""
+
+
 class Ops(Protocol):
     """What a backend must offer. n is the number of rows of a pass; activations are fp32 and row-major."""
 
@@ -100,6 +139,9 @@ class Ops(Protocol):
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> Matrix:
         """An empty weight; `table` asks for a layout that is only ever gathered from, never multiplied."""
+
+    def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype) -> Stack:
+        """`count` empty weights of one shape: a layer's experts."""
 
     def array(self, tensor: torch.Tensor) -> Array:
         """`tensor` as this backend's array (indices stay integers, everything else becomes fp32)."""
@@ -122,6 +164,9 @@ class Ops(Protocol):
     def linear(self, x: Array, weight: Weight) -> Array:
         """x [n, cols] @ weight^T: [n, rows]."""
 
+    def gated(self, x: Array, gate_up: Weight) -> Array:
+        """gelu_tanh(gate) * up, where x [n, cols] @ gate_up^T = [gate, up]: [n, rows / 2]."""
+
     def concat(self, a: Array, b: Array) -> Array:
         """[n, A] and [n, B] side by side: [n, A + B]."""
 
@@ -131,8 +176,14 @@ class Ops(Protocol):
     def add_norm(self, h: Array, y: Array, post: Array, pre: Array | None, scale: Array, eps: float) -> Any:
         """The residual stream after a block, and the next block's input.
 
-        h' = (h + rms_norm(y, post)) * scale[0]; returns (h', rms_norm(h', pre)), the latter None without `pre`.
+        h' = (h + rms_norm(y, post)) * scale[0]; returns (h', rms_norm(h', pre)), or (h', h') without `pre`.
         """
+
+    def enter(self, y: Array, norm: Array, eps: float) -> tuple[Array, Array]:
+        """A matmul's result as a residual stream, and the first block's input: (y, rms_norm(y, norm))."""
+
+    def norms(self, h: Array, first: Array, second: Array, eps: float) -> tuple[Array, Array]:
+        """rms_norm of h with two weights."""
 
     def rope_write(self, qkv: Array, heads: Heads, rope: Rope, positions: Array, view: View | None) -> Array:
         """Normalises and turns the heads of a fused projection, and writes keys and values where `view` says.
@@ -153,29 +204,32 @@ class Ops(Protocol):
         calling costs as much as computing.
         """
 
-    def geglu(self, gate_up: Array) -> Array:
-        """gelu_tanh(left half) * right half: [n, I]."""
-
     def mix_ple(self, context: Array, token: Array, weight: Array, scale: float, eps: float) -> Array:
         """(rms_norm(context * scale, weight) + token) / sqrt(2), per layer: [n, L, P] from two [n, L * P]."""
 
     def gate_ple(self, gate: Array, ple: Array, layer: int) -> Array:
         """gelu_tanh(gate) * that layer's part of `mix_ple`'s result: [n, P]."""
 
-    def scale_columns(self, x: Array, weight: Array, scale: float) -> Array:
-        """x * weight * scale: [n, D]."""
-
-    def add(self, a: Array, b: Array) -> Array:
-        """a + b: [n, D]."""
-
     def route(self, scores: Array, active: int, expert_scale: Array) -> tuple[Array, Array]:
         """Softmax over experts, the best `active`, renormalised: (ids, weights), [n, active] in rank order."""
 
-    def experts(self, x: Array, ids: Array, weights: Array, gate_up: list[Weight], down: list[Weight]) -> Array:
-        """sum over rank of weights * down(geglu(gate_up(x))), in rank order, each distinct expert read once."""
+    def experts(self, x: Array, ids: Array, gate_up: Any, down: Any) -> Array:
+        """down_e(gated(x, gate_up_e)) for the experts e = ids [n, active] of each row, each distinct expert read once.
 
-    def softcap(self, logits: Array, cap: float) -> Array:
-        """cap * tanh(logits / cap): [n, V]."""
+        [n, active, D], in rank order.
+        """
+
+    def mix_experts(self, dense: Branch, sparse: Branch, weights: Array, eps: float) -> Array:
+        """rms_norm(dense) + rms_norm(sum over rank, in order, of weights [n, active] * sparse [n, active, D])."""
+
+    def mixture(self, h: Array, x: Array, m: Mixture) -> Array:
+        """A mixture-of-experts layer's feed-forward result, [n, D]: of stream h, and of its norm x for the dense MLP.
+
+        Equal to `gated`, `norms`, `route`, `experts` and `mix_experts` one by one.
+        """
+
+    def logits(self, x: Array, head: Weight, cap: float | None) -> Array:
+        """x [n, D] @ head^T, then cap * tanh(logits / cap) where there is a cap: [n, V]."""
 
     def gather_linear(self, x: Array, weight: Weight, ids: Array) -> Array:
         """x [n, cols] against rows ids [n, m] of a weight: [n, m]."""

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.kernels import Block, Heads, LayerView, Reach, Rope, jit, pick
+from paceline.kernels import Block, Branch, Heads, LayerView, Reach, Rope, jit, pick
+from paceline.kernels.composed import ComposedOps
+from paceline.kernels.reference import TorchStack
 from paceline.kernels.simd import PANEL, matmul
 
 Floats = npt.NDArray[np.float32]
@@ -59,13 +61,16 @@ class CpuMatrix:
         return self._tensor.nbytes
 
 
-class CpuOps:
+class CpuOps(ComposedOps):
     """See `paceline.kernels.Ops` for shapes."""
 
     name = "cpu"
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> CpuMatrix:
         return CpuMatrix(rows, cols, dtype, table)
+
+    def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype) -> TorchStack:
+        return TorchStack([self.matrix(rows, cols, dtype) for _ in range(count)])
 
     def array(self, tensor: Tensor) -> np.ndarray:
         return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
@@ -97,6 +102,12 @@ class CpuOps:
         matmul(x, weight.data, y)
         return y
 
+    def gated(self, x: Floats, gate_up: CpuMatrix) -> Floats:
+        y = self.linear(x, gate_up)
+        out = np.empty((len(x), gate_up.rows // 2), np.float32)
+        jit.geglu(y, out)
+        return out
+
     def concat(self, a: Floats, b: Floats) -> Floats:
         return np.concatenate((a, b), axis=1)
 
@@ -107,11 +118,17 @@ class CpuOps:
 
     def add_norm(
         self, h: Floats, y: Floats, post: Floats, pre: Floats | None, scale: Floats, eps: float
-    ) -> tuple[Floats, Floats | None]:
+    ) -> tuple[Floats, Floats]:
         out = np.empty_like(h)
-        normed = None if pre is None else np.empty_like(h)
-        jit.add_norm(h, y, post, _EMPTY if pre is None else pre, scale, eps, out, out if normed is None else normed)
+        normed = out if pre is None else np.empty_like(h)
+        jit.add_norm(h, y, post, _EMPTY if pre is None else pre, scale, eps, out, normed)
         return out, normed
+
+    def enter(self, y: Floats, norm: Floats, eps: float) -> tuple[Floats, Floats]:
+        return y, self.rms_norm(y, norm, eps)
+
+    def norms(self, h: Floats, first: Floats, second: Floats, eps: float) -> tuple[Floats, Floats]:
+        return self.rms_norm(h, first, eps), self.rms_norm(h, second, eps)
 
     def rope_write(self, qkv: Floats, heads: Heads, rope: Rope, positions: Ints, view: LayerView | None) -> Floats:
         q = np.empty((len(qkv), heads.queries, len(heads.q_norm)), np.float32)
@@ -139,11 +156,6 @@ class CpuOps:
         )  # fmt: skip
         return out_h, out_x
 
-    def geglu(self, gate_up: Floats) -> Floats:
-        out = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
-        jit.geglu(gate_up, out)
-        return out
-
     def mix_ple(self, context: Floats, token: Floats, weight: Floats, scale: float, eps: float) -> Floats:
         out = np.empty((len(context), context.shape[1] // len(weight), len(weight)), np.float32)
         jit.mix_ple(context, token, weight, scale, eps, out)
@@ -154,30 +166,31 @@ class CpuOps:
         jit.gate_ple(gate, ple, layer, out)
         return out
 
-    def scale_columns(self, x: Floats, weight: Floats, scale: float) -> Floats:
-        return x * weight * np.float32(scale)
-
-    def add(self, a: Floats, b: Floats) -> Floats:
-        return a + b
-
     def route(self, scores: Floats, active: int, expert_scale: Floats) -> tuple[Ints, Floats]:
         ids = np.empty((len(scores), active), np.int64)
         weights = np.empty((len(scores), active), np.float32)
         pick.route(scores, expert_scale, ids, weights)
         return ids, weights
 
-    def experts(self, x: Floats, ids: Ints, weights: Floats, gate_up: list[CpuMatrix], down: list[CpuMatrix]) -> Floats:
+    def experts(self, x: Floats, ids: Ints, gate_up: TorchStack, down: TorchStack) -> Floats:
         parts = np.empty((*ids.shape, x.shape[1]), np.float32)
         for expert in np.unique(ids):
             rows, ranks = np.nonzero(ids == expert)
-            parts[rows, ranks] = self.linear(self.geglu(self.linear(x[rows], gate_up[expert])), down[expert])
-        out = np.empty_like(x)
-        pick.combine(parts, weights, out)
-        return out
+            parts[rows, ranks] = self.linear(self.gated(x[rows], gate_up[expert]), down[expert])
+        return parts
 
-    def softcap(self, logits: Floats, cap: float) -> Floats:
-        out = np.empty_like(logits)
-        jit.softcap(logits, cap, out)
+    def mix_experts(self, dense: Branch, sparse: Branch, weights: Floats, eps: float) -> Floats:
+        total = np.empty_like(dense.y)
+        pick.combine(sparse.y, weights, total)
+        mixed: Floats = self.rms_norm(dense.y, dense.norm, eps) + self.rms_norm(total, sparse.norm, eps)
+        return mixed
+
+    def logits(self, x: Floats, head: CpuMatrix, cap: float | None) -> Floats:
+        y = self.linear(x, head)
+        if cap is None:
+            return y
+        out = np.empty_like(y)
+        jit.softcap(y, cap, out)
         return out
 
     def gather_linear(self, x: Floats, weight: CpuMatrix, ids: Ints) -> Floats:

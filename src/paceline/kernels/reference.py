@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kernels import Block, Heads, LayerView, Reach, Rope
+from paceline.kernels import Branch, Heads, LayerView, Rope
+from paceline.kernels.composed import ComposedOps
 
 
 class TorchMatrix:
@@ -35,7 +36,31 @@ class TorchMatrix:
         return self.tensor.nbytes
 
 
-class TorchOps:
+class TorchStack:
+    """A layer's experts, one matrix each."""
+
+    def __init__(self, weights: list[Any]) -> None:
+        self.weights = weights
+
+    def __getitem__(self, index: int) -> Any:
+        return self.weights[index]
+
+    def write(self, index: int, tensor: Tensor) -> None:
+        """Copies `tensor` [n, rows, cols] into weights index .. index + n - 1."""
+        for weight, part in zip(self.weights[index:], tensor, strict=False):
+            weight.write(0, part)
+
+    def read(self) -> Tensor:
+        """All of them, [count, rows, cols]."""
+        return torch.stack([weight.tensor.detach() for weight in self.weights])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes these weights hold."""
+        return sum(int(weight.nbytes) for weight in self.weights)
+
+
+class TorchOps(ComposedOps):
     """See `paceline.kernels.Ops` for shapes."""
 
     name = "reference"
@@ -45,6 +70,9 @@ class TorchOps:
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> TorchMatrix:
         return TorchMatrix(rows, cols, dtype, self.device)
+
+    def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype) -> Any:
+        return TorchStack([self.matrix(rows, cols, dtype) for _ in range(count)])
 
     def array(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device)
@@ -69,6 +97,10 @@ class TorchOps:
     def linear(self, x: Tensor, weight: TorchMatrix) -> Tensor:
         return F.linear(x, weight.tensor.to(x.dtype))
 
+    def gated(self, x: Tensor, gate_up: TorchMatrix) -> Tensor:
+        gate, up = self.linear(x, gate_up).chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh") * up
+
     def concat(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a, b], dim=-1)
 
@@ -79,7 +111,13 @@ class TorchOps:
 
     def add_norm(self, h: Tensor, y: Tensor, post: Tensor, pre: Tensor | None, scale: Tensor, eps: float) -> Any:
         h = (h + self.rms_norm(y, post, eps)) * scale
-        return h, None if pre is None else self.rms_norm(h, pre, eps)
+        return h, h if pre is None else self.rms_norm(h, pre, eps)
+
+    def enter(self, y: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return y, self.rms_norm(y, norm, eps)
+
+    def norms(self, h: Tensor, first: Tensor, second: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self.rms_norm(h, first, eps), self.rms_norm(h, second, eps)
 
     def rope_write(self, qkv: Tensor, heads: Heads, rope: Rope, positions: Tensor, view: LayerView | None) -> Tensor:
         q, k, v = split_heads(qkv, heads)
@@ -104,18 +142,6 @@ class TorchOps:
             out[r] = torch.einsum("hm,mhd->hd", weights, values)
         return out.flatten(1)
 
-    def query_block(self, h: Tensor, x: Tensor, block: Block, reach: Reach, view: LayerView, norm: Tensor) -> Any:
-        b, one = block, torch.ones(1, device=h.device)
-        q = self.rope_write(self.linear(x, b.qkv), b.heads, reach.rope, reach.positions, None)
-        y = self.linear(self.attention(q, view, reach.first, reach.last), b.output)
-        h, x = self.add_norm(h, y, b.post_attention_norm, b.pre_mlp_norm, one, b.heads.eps)
-        y = self.linear(self.geglu(self.linear(x, b.gate_up)), b.down)
-        return self.add_norm(h, y, b.post_mlp_norm, norm, b.scalar, b.heads.eps)
-
-    def geglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * up
-
     def mix_ple(self, context: Tensor, token: Tensor, weight: Tensor, scale: float, eps: float) -> Tensor:
         shape = (len(context), -1, len(weight))
         return (self.rms_norm(context.reshape(shape) * scale, weight, eps) + token.reshape(shape)) * 2**-0.5
@@ -123,32 +149,24 @@ class TorchOps:
     def gate_ple(self, gate: Tensor, ple: Tensor, layer: int) -> Tensor:
         return F.gelu(gate, approximate="tanh") * ple[:, layer]
 
-    def scale_columns(self, x: Tensor, weight: Tensor, scale: float) -> Tensor:
-        return x * weight * scale
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
-
     def route(self, scores: Tensor, active: int, expert_scale: Tensor) -> tuple[Tensor, Tensor]:
         weights, ids = scores.float().softmax(-1).topk(active, dim=-1)
         return ids, weights / weights.sum(-1, keepdim=True) * expert_scale[ids]
 
-    def experts(
-        self, x: Tensor, ids: Tensor, weights: Tensor, gate_up: list[TorchMatrix], down: list[TorchMatrix]
-    ) -> Tensor:
-        rows = []
-        for r in range(len(x)):
-            total = torch.zeros_like(x[r])
-            for expert, weight in zip(ids[r].tolist(), weights[r], strict=True):
-                total = (
-                    total
-                    + self.linear(self.geglu(self.linear(x[r : r + 1], gate_up[expert])), down[expert])[0] * weight
-                )
-            rows.append(total)
-        return torch.stack(rows)
+    def experts(self, x: Tensor, ids: Tensor, gate_up: Any, down: Any) -> Tensor:
+        rows = [
+            [self.linear(self.gated(x[r : r + 1], gate_up[e]), down[e])[0] for e in ids[r].tolist()]
+            for r in range(len(x))
+        ]
+        return torch.stack([torch.stack(row) for row in rows])
 
-    def softcap(self, logits: Tensor, cap: float) -> Tensor:
-        return cap * torch.tanh(logits / cap)
+    def mix_experts(self, dense: Branch, sparse: Branch, weights: Tensor, eps: float) -> Tensor:
+        total = (sparse.y * weights[:, :, None]).sum(1)
+        return self.rms_norm(dense.y, dense.norm, eps) + self.rms_norm(total, sparse.norm, eps)
+
+    def logits(self, x: Tensor, head: TorchMatrix, cap: float | None) -> Tensor:
+        logits = self.linear(x, head)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def gather_linear(self, x: Tensor, weight: TorchMatrix, ids: Tensor) -> Tensor:
         return torch.einsum("nd,nmd->nm", x, weight.tensor[ids].to(x.dtype))
@@ -210,17 +228,29 @@ def turn(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
 
 def philox_gumbel(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
     """`Ops.gumbel` in NumPy; ids uint64 [m], result float64 [m]."""
-    mask = np.uint64(0xFFFFFFFF)
-    c = [ids & mask, np.full_like(ids, position & 0xFFFFFFFF), np.full_like(ids, position >> 32), np.zeros_like(ids)]
-    key = [seed & 0xFFFFFFFF, seed >> 32]
+    noise: np.ndarray = -np.log(-np.log(philox_uniform(seed, position, ids)))
+    return noise
+
+
+Words = int | np.ndarray
+
+
+def philox_uniform(seed: Words, position: Words, ids: np.ndarray, word: Words = 0) -> np.ndarray:
+    """Uniforms in (0, 1), float64, of the shape to which the arguments broadcast; arrays must be uint64.
+
+    Philox4x32-10 (Salmon et al. 2011), counter (id, position low, position high, word), key (seed low, seed high).
+    """
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    where, key = np.asarray(position, dtype=np.uint64), np.asarray(seed, dtype=np.uint64)
+    c = list(np.broadcast_arrays(ids & mask, where & mask, where >> half, np.asarray(word, dtype=np.uint64), key))[:4]
+    k0, k1 = key & mask, key >> half
     for _ in range(10):
         p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        k0, k1 = np.uint64(key[0]), np.uint64(key[1])
-        c = [(p1 >> np.uint64(32)) ^ c[1] ^ k0, p1 & mask, (p0 >> np.uint64(32)) ^ c[3] ^ k1, p0 & mask]
-        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+        c = [(p1 >> half) ^ c[1] ^ k0, p1 & mask, (p0 >> half) ^ c[3] ^ k1, p0 & mask]
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
     bits = (c[0] << np.uint64(21)) | (c[1] >> np.uint64(11))
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
-    return -np.log(-np.log(uniform))
+    uniform: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    return uniform
 
 
 def rope_tables(theta: float, rotated: int, head_dim: int, length: int) -> tuple[Tensor, Tensor]:

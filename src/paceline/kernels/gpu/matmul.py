@@ -1,0 +1,267 @@
+"""Matmuls of few rows, bound by reading weights: y = x W^T with the same bits for a row whatever shares the call.
+
+A tile multiplies BN rows of the weight [BN, K] by R rows of x, the weight as the left operand, so that 1 to 16 rows
+cost what one costs. The sum over K is cut into `split` parts by (N, K) alone; whoever reads the parts adds them in
+order. More rows only widen the tile (R), which changes no sum: every element adds the same products in the same order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
+from paceline.kernels.gpu.maths import gelu_tanh, tanh
+from paceline.kernels.gpu.parts import prefetch
+from paceline.kernels.gpu.tuned import TUNED
+
+MAX_ROWS = 128
+
+
+class Tile(NamedTuple):
+    """How one weight [N, K] is cut. Only `split` touches the arithmetic."""
+
+    bn: int
+    bk: int
+    split: int
+    stages: int
+    warps: int = 4
+    lines: int = 4
+
+
+@cache
+def tile_of(rows: int, cols: int, gated: bool) -> Tile:
+    """The tile of a weight [rows, cols], measured where TUNED has it, else by rule: about four blocks a processor."""
+    found = TUNED.get((rows, cols, gated))
+    if found:
+        return Tile(*found)
+    bk = min(128, pow2(cols, 16))
+    blocks = cdiv(rows // (2 if gated else 1), 64)
+    split = 1 if gated else max(1, min(8, 512 // blocks, cols // 512))
+    return Tile(64, bk, split, 4)
+
+
+@triton.jit
+def _prefetch_rows(w, rows, N, K, start, stop, LINES: tl.constexpr, PDL: tl.constexpr):
+    """The first LINES cache lines of each of these rows' columns start .. stop - 1: weights, which nobody writes."""
+    step: tl.constexpr = 128 // (w.dtype.element_ty.primitive_bitwidth // 8)
+    columns = start + tl.arange(0, LINES) * step
+    columns = tl.minimum(columns, stop - 1)
+    rows = tl.minimum(rows, N - 1)
+    prefetch(w + rows[:, None].to(tl.int64) * K + columns[None, :], PDL)
+
+
+@triton.jit
+def _partial(
+    x, w, rows, r, n, N, K, start, stop, R: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """[BN, R]: these rows of w times these rows of x, columns start .. stop - 1. EVEN: they are whole steps of BK."""
+    k = tl.arange(0, BK)
+    w_at = w + rows[:, None].to(tl.int64) * K + (start + k)[None, :]
+    x_at = x + r[None, :].to(tl.int64) * K + (start + k)[:, None]
+    acc = tl.zeros((BN, R), tl.float32)
+    for at in range(start, stop, BK):
+        if EVEN:
+            a = tl.load(w_at, mask=rows[:, None] < N, other=0.0)
+            b = tl.load(x_at, mask=r[None, :] < n, other=0.0)
+        else:
+            a = tl.load(w_at, mask=(rows[:, None] < N) & (k[None, :] < stop - at), other=0.0)
+            b = tl.load(x_at, mask=(r[None, :] < n) & (k[:, None] < stop - at), other=0.0)
+        acc = tl.dot(a.to(b.dtype), b, acc, input_precision="ieee")
+        w_at += BK
+        x_at += BK
+    return acc
+
+
+@triton.jit(do_not_specialize=["n"])
+def _linear(
+    x, w, out, n, N, K, part,
+    R: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, INSIDE: tl.constexpr,
+    LINES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    r = tl.program_id(0) * R + tl.arange(0, R)
+    start = tl.program_id(2) * part
+    let_next_start(PDL)
+    if LINES > 0:
+        _prefetch_rows(w, rows, N, K, start, tl.minimum(start + part, K), LINES, PDL)
+    wait(PDL)
+    acc = _partial(x, w, rows, r, n, N, K, start, tl.minimum(start + part, K), R, BN, BK, EVEN)
+    if INSIDE:  # many rows: the parts are added here, in the same order
+        for begin in range(part, K, part):
+            acc += _partial(x, w, rows, r, n, N, K, begin, tl.minimum(begin + part, K), R, BN, BK, EVEN)
+    out += tl.program_id(2).to(tl.int64) * n * N
+    at = out + r[None, :].to(tl.int64) * N + rows[:, None]
+    tl.store(at, acc, mask=(rows[:, None] < N) & (r[None, :] < n))
+
+
+@triton.jit
+def _split_pairs(acc, R: tl.constexpr, BN: tl.constexpr):
+    """The upper and the lower half of acc [BN, R]."""
+    return tl.split(tl.permute(tl.reshape(acc, (2, BN // 2, R)), (1, 2, 0)))
+
+
+@triton.jit(do_not_specialize=["n"])
+def _gated(
+    x, w, out, n, N, K,
+    R: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """gelu(gate) * up, where w [2 N, K] holds gate rows, then up rows. A tile holds BN / 2 of each."""
+    HALF: tl.constexpr = BN // 2
+    i = tl.arange(0, BN)
+    column = tl.program_id(1) * HALF + i % HALF
+    rows = tl.where(column < N, tl.where(i < HALF, column, N + column), 2 * N)
+    r = tl.program_id(0) * R + tl.arange(0, R)
+    let_next_start(PDL)
+    if LINES > 0:
+        _prefetch_rows(w, rows, 2 * N, K, 0, K, LINES, PDL)
+    wait(PDL)
+    gate, up = _split_pairs(_partial(x, w, rows, r, n, 2 * N, K, 0, K, R, BN, BK, EVEN), R, BN)
+    column = tl.program_id(1) * HALF + tl.arange(0, HALF)
+    at = out + r[None, :].to(tl.int64) * N + column[:, None]
+    y = gelu_tanh(gate) * up
+    tl.store(at, y.to(out.dtype.element_ty), mask=(column[:, None] < N) & (r[None, :] < n))
+
+
+@triton.jit(do_not_specialize=["n"])
+def _head(
+    x, w, scales, suppressed, logits, best, best_ids, n, N, K, cap, suppress_count,
+    R: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, WRITE: tl.constexpr, INT8: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Logits of the rows of w [N, K], soft-capped: written whole, or as each tile's greatest and its id."""
+    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    r = tl.program_id(0) * R + tl.arange(0, R)
+    let_next_start(PDL)
+    wait(PDL)
+    y = _partial(x, w, rows, r, n, N, K, 0, K, R, BN, BK, EVEN)
+    if INT8:
+        y *= tl.load(scales + rows, mask=rows < N, other=0.0)[:, None]
+    if cap > 0:
+        y = cap * tanh(y / cap)
+    if WRITE:
+        at = logits + r[None, :].to(tl.int64) * N + rows[:, None]
+        tl.store(at, y, mask=(rows[:, None] < N) & (r[None, :] < n))
+    else:
+        y = tl.where(rows[:, None] < N, y, -float("inf"))
+        for i in range(suppress_count):
+            y = tl.where(rows[:, None] == tl.load(suppressed + i), -float("inf"), y)
+        value, index = tl.max(y, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        at = tl.program_id(1).to(tl.int64) * n + r
+        tl.store(best + at, value, mask=r < n)
+        tl.store(best_ids + at, tl.program_id(1) * BN + index, mask=r < n)
+
+
+class Launch(NamedTuple):
+    """How a call is cut, given its rows: nothing here touches the arithmetic."""
+
+    r: int
+    bn: int
+    bk: int
+    stages: int
+    warps: int
+    lines: int
+    inside: bool = False
+
+
+ENOUGH_BLOCKS = 256  # from so many on, a program adds its own parts
+
+
+def launch_of(n: int, tile: Tile, rows: int, gated: bool = False) -> Launch:
+    """The cut of a call of n rows on a weight of so many rows; measured by benchmarks/gpu/wide.py."""
+    r = min(MAX_ROWS, pow2(n, 16))
+    if r == 16:
+        return Launch(r, tile.bn, tile.bk, tile.stages, tile.warps, tile.lines)
+    if r < MAX_ROWS:
+        return Launch(r, 64, min(128, tile.bk), 3, 4, 0)
+    if gated and n <= MAX_ROWS:
+        return Launch(r, 128, min(64, tile.bk), 4, 8, 0)
+    if cdiv(n, r) * cdiv(rows, 128) < ENOUGH_BLOCKS:
+        return Launch(r, 64, min(64, tile.bk), 4, 4, 0)
+    stages, warps = (3, 4) if tile.split == 1 else (4, 8)
+    return Launch(r, 128, min(64, tile.bk), stages, warps, 0, tile.split > 1)
+
+
+def part_of(cols: int, tile: Tile) -> int:
+    """Columns of one part of the sum: whole steps of `bk`."""
+    return cdiv(cdiv(cols, tile.split), tile.bk) * tile.bk
+
+
+def linear(x: Tensor, weight: Tensor, tile: Tile | None = None, cut: Launch | None = None) -> Tensor:
+    """x [n, K] times weight [N, K] transposed, as parts fp32 [S, n, N] to be added in order."""
+    (n, cols), rows = x.shape, len(weight)
+    tile = tile or tile_of(rows, cols, False)
+    c, part = cut or launch_of(n, tile, rows), part_of(cols, tile)
+    split = 1 if c.inside else cdiv(cols, part)
+    out = scratch((split, n, rows), x)
+    _linear[cdiv(n, c.r), cdiv(rows, c.bn), split](
+        x, weight, out, n, rows, cols, part, R=c.r, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0,
+        INSIDE=c.inside and part < cols, LINES=c.lines, **options(num_warps=c.warps, num_stages=c.stages),
+    )  # fmt: skip
+    return out
+
+
+def gated(x: Tensor, weight: Tensor, tile: Tile | None = None, cut: Launch | None = None) -> Tensor:
+    """gelu(gate) * up of x [n, K] with weight [2 I, K], gate rows first: [n, I] in x's dtype."""
+    (n, cols), rows = x.shape, len(weight) // 2
+    tile = tile or tile_of(2 * rows, cols, True)
+    c, out = cut or launch_of(n, tile, 2 * rows, gated=True), scratch((n, rows), x, x.dtype)
+    _gated[cdiv(n, c.r), cdiv(2 * rows, c.bn)](
+        x, weight, out, n, rows, cols, R=c.r, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0, LINES=c.lines,
+        **options(num_warps=c.warps, num_stages=c.stages),
+    )  # fmt: skip
+    return out
+
+
+class HeadWeight(NamedTuple):
+    """An LM head: weight [V, K], in bf16 or fp32, or in int8 with a scale for each row; soft cap, or 0 for none."""
+
+    weight: Tensor
+    cap: float = 0.0
+    scales: Tensor | None = None
+
+
+def quantize_head(weight: Tensor) -> HeadWeight:
+    """The head in int8, each row scaled by its greatest magnitude: half the bytes, for a drafter's guesses only."""
+    weights = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    for start in range(0, len(weight), 16384):  # in parts: an fp32 copy of the whole would be twice the head
+        part = weight[start : start + 16384].float()
+        scale = part.abs().amax(1).clamp(min=1e-12) / 127
+        weights[start : start + 16384] = (part / scale[:, None]).round().to(torch.int8)
+        scales[start : start + 16384] = scale
+    return HeadWeight(weights, 0.0, scales)
+
+
+def head_logits(x: Tensor, head: HeadWeight) -> Tensor:
+    """Soft-capped logits fp32 [n, V] of x [n, K]."""
+    logits = scratch((len(x), len(head.weight)), x)
+    _launch_head(x, head, None, logits, (logits, logits))
+    return logits
+
+
+def head_best(x: Tensor, head: HeadWeight, suppressed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each tile's greatest logit fp32 [tiles, n] and its token id int32 [tiles, n], lowest id first among equals."""
+    tiles = cdiv(len(head.weight), tile_of(*head.weight.shape, False).bn)
+    best, ids = scratch((tiles, len(x)), x), scratch((tiles, len(x)), x, torch.int32)
+    _launch_head(x, head, suppressed, None, (best, ids))
+    return best, ids
+
+
+def _launch_head(
+    x: Tensor, head: HeadWeight, suppressed: Tensor | None, logits: Tensor | None, best: tuple[Tensor, Tensor]
+) -> None:
+    (n, cols), weight = x.shape, head.weight
+    tile = tile_of(*weight.shape, False)
+    c = launch_of(n, tile, len(weight))._replace(bn=tile.bn)  # tiles of a fixed size: each leaves its maximum
+    _head[cdiv(n, c.r), cdiv(len(weight), c.bn)](
+        x, weight, x if head.scales is None else head.scales, x if suppressed is None else suppressed,
+        best[0] if logits is None else logits, *best, n, len(weight), cols, head.cap,
+        0 if suppressed is None else len(suppressed), R=c.r, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0,
+        WRITE=logits is not None, INT8=head.scales is not None, **options(num_warps=4, num_stages=c.stages),
+    )  # fmt: skip
