@@ -56,7 +56,7 @@ def text_of(model: Model) -> list[int]:
 def run(
     engine: Engine, params: SamplingParams, k: int, prompt: list[int] = PROMPT, late: bool = False
 ) -> tuple[Completion, list[TokenEvent]]:
-    writer = Writer(engine, params, Letters(late), len(prompt))  # type: ignore[arg-type]
+    writer = Writer(engine.end_ids, params, Letters(late), len(prompt))  # type: ignore[arg-type]
     events = list(engine.run(prompt, params, k, writer))
     return writer.completion(), events
 
@@ -215,7 +215,7 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
     wanted = run(Engine(model.target, NoDrafter()), LONG, 0)[0].token_ids
     short, _ = run(engine, SamplingParams(max_tokens=3), 3, PROMPT[:4])
     assert len(short.token_ids) == 3
-    writer = Writer(engine, LONG, None, len(PROMPT))
+    writer = Writer(engine.end_ids, LONG, None, len(PROMPT))
     abandoned = engine.run(PROMPT, LONG, 4, writer)
     next(abandoned)
     abandoned.close()
@@ -229,10 +229,10 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
 
 def test_two_requests_at_once_are_refused_in_words(model: Model) -> None:
     engine = Engine(model.target, NoDrafter())
-    first = engine.run(PROMPT, LONG, 0, Writer(engine, LONG, None, len(PROMPT)))
+    first = engine.run(PROMPT, LONG, 0, Writer(engine.end_ids, LONG, None, len(PROMPT)))
     next(first)
     with pytest.raises(UsageError, match="as many sequences as it was made for"):
-        next(engine.run(PROMPT, LONG, 0, Writer(engine, LONG, None, len(PROMPT))))
+        next(engine.run(PROMPT, LONG, 0, Writer(engine.end_ids, LONG, None, len(PROMPT))))
     first.close()
     assert len(run(engine, LONG, 0)[0].token_ids) == 40
 

@@ -75,7 +75,7 @@ class MtpDraft:
             sure = sure * self.model.ops.confidence(logits) if self.min_confidence else sure
             if sure < self.min_confidence:
                 break
-            token = self.sampler.guess(logits, ids, n + 1 + j)
+            token = self.sampler.guess(logits, ids, n + 1 + j, draft)
             draft.append(token)
         return draft
 

@@ -13,7 +13,7 @@ from paceline.models.gemma4 import Target
 from paceline.sampling import Sampler
 from paceline.speculate import Round, speculate, start
 from paceline.text import Detokenizer, StopStrings
-from paceline.types import Completion, SamplingParams, Stats, TokenEvent
+from paceline.types import Completion, SamplingParams, Stats, TokenEvent, TokenLogprobs
 
 MAX_DRAFT = MAX_TENTATIVE - 1
 
@@ -28,14 +28,21 @@ class Engine:
     suppress: tuple[int, ...] = ()
     storage: Storage | None = field(default=None, repr=False)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a drafter."""
+        return not isinstance(self.drafter, NoDrafter)
+
     def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
         """Generates until an end token, a stop string or the length limit; one event for each token.
 
         The text depends on weights, prompt and `params` only: never on the drafter or on k.
         """
+        check_bias(params, self.target)
         cache = self._cache(check_prompt(prompt, params, self.target), check_draft_length(k))
         drafter = self.drafter if k else NoDrafter()
-        sampler = Sampler(self.target.ops, params, self.suppress)
+        sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids)
+        writer.logprobs = sampler.logprobs
         try:
             last = start(self.target, drafter, cache, sampler, prompt)
             yield from writer.take(Round([last], 0), first=True)
@@ -56,13 +63,19 @@ class Engine:
 
 
 class Writer:
-    """Turns rounds into events and a completion: text, stop rules and statistics of one request."""
+    """Turns rounds into events and a completion: text, stop rules and statistics of one request.
 
-    def __init__(self, engine: Engine, params: SamplingParams, detokenizer: Detokenizer | None, prompt: int) -> None:
+    logprobs: of the tokens that rounds brought so far, where they are asked for; the engine fills it before `take`.
+    """
+
+    def __init__(
+        self, end_ids: frozenset[int], params: SamplingParams, detokenizer: Detokenizer | None, prompt: int
+    ) -> None:
         self.params, self.detokenizer = params, detokenizer
-        self.end_ids = frozenset[int]() if params.ignore_eos else engine.end_ids
+        self.end_ids = frozenset[int]() if params.ignore_eos else end_ids
         self.stops = StopStrings(params.stop)
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.pieces: list[str] = []
         self.finish_reason = ""
         self.stats = Stats(prompt_tokens=prompt)
@@ -79,7 +92,8 @@ class Writer:
             self.stats.from_draft.append(i < done.accepted)
             text = self._text(token)
             self.pieces.append(text)
-            yield TokenEvent(token, text, i < done.accepted, self.finish_reason or None)
+            logprobs = self.logprobs[len(self.token_ids) - 1] if self.logprobs else None
+            yield TokenEvent(token, text, i < done.accepted, self.finish_reason or None, logprobs)
             if self.finish_reason:
                 break
         self.stats.seconds = time.perf_counter() - self.started
@@ -107,7 +121,9 @@ class Writer:
 
     def completion(self) -> Completion:
         """The finished text."""
-        return Completion("".join(self.pieces), self.token_ids, self.finish_reason, self.stats)
+        # The last round may have brought more than the text took.
+        logprobs = None if self.params.logprobs is None else self.logprobs[: len(self.token_ids)]
+        return Completion("".join(self.pieces), self.token_ids, self.finish_reason, self.stats, logprobs)
 
 
 def check_prompt(prompt: Sequence[int], params: SamplingParams, target: Target) -> int:
@@ -125,6 +141,13 @@ def check_prompt(prompt: Sequence[int], params: SamplingParams, target: Target) 
             f" {config.max_positions}; shorten the prompt or lower max_tokens"
         )
     return total
+
+
+def check_bias(params: SamplingParams, target: Target) -> None:
+    """Refuses logit_bias for tokens that the model does not have."""
+    wrong = next((token for token, _ in params.biases if token >= target.config.vocab), None)
+    if wrong is not None:
+        raise UsageError(f"logit_bias names token id {wrong}, outside the vocabulary of {target.config.vocab}")
 
 
 def check_draft_length(k: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
-from paceline.engine import Engine, Writer, check_draft_length, check_prompt
+from paceline.engine import Engine, Writer, check_bias, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
 from paceline.kernels import get_ops
 from paceline.models.gemma4 import Target
@@ -17,19 +18,33 @@ from paceline.text import Text
 from paceline.types import Completion, Prompt, SamplingParams, TokenEvent
 from paceline.weights import load_drafter, load_target
 
+if TYPE_CHECKING:
+    from paceline.device.serve import DeviceServer
+
+    AnyEngine = Engine | DeviceServer
+
+OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
+
 
 class Stream:
     """Iterates over the events of one request; `completion()` is the finished text afterwards."""
 
-    def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, k: int, text: Text | None) -> None:
-        self._writer = Writer(engine, params, text.detokenizer() if text else None, len(prompt))
+    def __init__(self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: int, text: Text | None) -> None:
+        self._writer = Writer(engine.end_ids, params, text.detokenizer() if text else None, len(prompt))
         self._events = engine.run(prompt, params, k, self._writer)
+        self._request = (prompt, params, k)
+        self._engine = engine
 
     def __iter__(self) -> Iterator[TokenEvent]:
         return self._events
 
     def __next__(self) -> TokenEvent:
         return next(self._events)
+
+    @property
+    def job(self) -> Any:
+        """The request and where its text goes, for an engine that runs many side by side."""
+        return self._engine.request(*self._request), self._writer  # type: ignore[union-attr]
 
     def completion(self) -> Completion:
         """What has been generated so far: everything, once the events are used up."""
@@ -39,7 +54,7 @@ class Stream:
 class LLM:
     """A Gemma 4 model with its drafter, ready to generate."""
 
-    def __init__(self, resolved: Resolved, engine: Engine, text: Text | None) -> None:
+    def __init__(self, resolved: Resolved, engine: AnyEngine, text: Text | None) -> None:
         self.resolved, self.engine, self.text = resolved, engine, text
 
     @classmethod
@@ -47,10 +62,11 @@ class LLM:
         """Loads a checkpoint folder, a hub name, or "embedded".
 
         drafter: "auto" finds the -assistant checkpoint that belongs to the target; None decodes plainly; "ngram"
-        looks the prompt up; anything else is a checkpoint. Options: device, dtype, backend, draft_position, as in
-        `paceline.resolve.Options`. Raises PacelineError with one sentence for anything that does not fit.
+        looks the prompt up; anything else is a checkpoint. Options: device, dtype, backend, draft_position, context,
+        sequences, draft_head, as in `paceline.resolve.Options`. Raises PacelineError with one sentence for anything
+        that does not fit.
         """
-        unknown = sorted(set(options) - {"device", "dtype", "backend", "draft_position", "min_confidence"})
+        unknown = sorted(set(options) - OPTIONS)
         if unknown:
             raise UsageError(f"from_pretrained has no option {unknown[0]!r}")
         return cls.load(
@@ -60,8 +76,12 @@ class LLM:
     @classmethod
     def load(cls, resolved: Resolved) -> LLM:
         """Loads what `resolve` settled."""
-        target = load_target(resolved.target, get_ops(resolved.backend))
         text = Text.from_folder(resolved.target)
+        if resolved.backend == "cuda":
+            from paceline.device.load import load_server  # needs Triton
+
+            return cls(resolved, load_server(resolved), text)
+        target = load_target(resolved.target, get_ops(resolved.backend))
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
         engine = Engine(target, _drafter(resolved, target), end_ids, resolved.generation.suppress)
         return cls(resolved, engine, text)
@@ -72,32 +92,41 @@ class LLM:
         """A completion for each prompt: a string, token ids, or chat messages.
 
         k is the draft length: None takes what the drafter advises, 0 decodes plainly. The text is the same for all.
+        With params.n above 1, the n texts of the first prompt come first, then those of the second.
         """
         if isinstance(prompts, str):
             raise PromptError("generate takes a list of prompts; write [prompt] for a single one")
-        done = []
-        for prompt in prompts:
-            stream = self.stream(prompt, params, k)
-            for _ in stream:
-                pass
-            done.append(stream.completion())
-        return done
+        texts = (params or SamplingParams()).streams()
+        streams = [self.stream(prompt, text, k) for prompt in prompts for text in texts]
+        if isinstance(self.engine, Engine):
+            for stream in streams:
+                for _ in stream:
+                    pass
+        else:
+            self.engine.run_all([stream.job for stream in streams])
+        return [stream.completion() for stream in streams]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: int | None = None) -> Stream:
         """Token events as they come; the last one carries the finish reason. Refuses bad input before the first."""
         params = params or SamplingParams()
+        if params.n > 1:
+            raise UsageError(f"a stream is one text, and n is {params.n}; use generate, or one stream for each text")
         k = check_draft_length(self.resolved.k if k is None else k)
-        if k and isinstance(self.engine.drafter, NoDrafter):
+        if k and not self.engine.drafts:
             raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
         if params.stop and self.text is None:
             raise UsageError("stop strings need a tokenizer; this checkpoint has none")
         ids = self.encode(prompt)
         check_prompt(ids, params, self.engine.target)
+        check_bias(params, self.engine.target)
+        if not isinstance(self.engine, Engine):
+            self.engine.request(ids, params, k)  # refuses what a GPU does not serve or has no room for
         return Stream(self.engine, ids, params, k, self.text)
 
     def warm_up(self) -> None:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
-        self.engine.target.ops.prepare()
+        if isinstance(self.engine, Engine):
+            self.engine.target.ops.prepare()
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
             for k in {0, self.resolved.k}:
@@ -121,7 +150,8 @@ class LLM:
             "name": "paceline",
             "decisions": {d.what: f"{d.value} ({d.why})" for d in self.resolved.decisions},
             "threads": torch.get_num_threads(),
-            "labels": ["CPU"],
+            "labels": ["CPU" if isinstance(self.engine, Engine) else "GPU"],
+            **({} if isinstance(self.engine, Engine) else self.engine.describe()),
         }
 
 

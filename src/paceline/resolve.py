@@ -6,13 +6,20 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.cache import MAX_TENTATIVE
+import torch
+
+from paceline.available import check_device
+from paceline.available import obstacle as missing_device
+from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import GenerationDefaults, TextConfig, read_drafter, read_generation, read_target
-from paceline.errors import ConfigError, UsageError
+from paceline.errors import CheckpointError, ConfigError, UsageError
 from paceline.hub import find_drafter, resolve_checkpoint
 from paceline.models.mtp import check_pair
+from paceline.weights import Header, drafter_headers, matrix_dtypes, target_headers
 
 DEFAULT_K = 4
+MOST_SEQUENCES = 64
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,22 @@ class Decision:
     why: str
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """The checkpoints found."""
+
+    target: Path
+    config: TextConfig
+    drafter: Path | str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the caller asked for; "auto" leaves the choice to `resolve`.
 
     drafter: "auto", None (plain decoding), "ngram", or an MTP checkpoint (folder or hub name).
+    On a GPU: context tokens are set aside for each of so many sequences; draft_head "int8" halves what the drafter's
+    head reads (guesses change, the text cannot).
     """
 
     target: str
@@ -38,15 +56,25 @@ class Options:
     backend: str = "auto"
     draft_position: str = "n"
     min_confidence: float | None = None
+    context: int | None = None
+    sequences: int | None = None
+    draft_head: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """Every choice made. `drafter` is a folder, "ngram" or None; `k` the draft length when a call names none."""
+    """Every choice made. `drafter` is a folder, "ngram" or None; `k` the draft length when a call names none.
+
+    dtype: of matrices on a GPU; None keeps each as it is stored.
+    """
 
     target: Path
     drafter: Path | str | None
     backend: str
+    dtype: torch.dtype | None
+    context: int | None
+    sequences: int | None
+    int8_head: bool
     k: int
     draft_position: str
     min_confidence: float
@@ -61,13 +89,18 @@ def resolve(options: Options) -> Resolved:
     config = read_target(target)
     generation = _generation(target, config.vocab)
     drafter = _drafter(options, config, decisions)
-    _device(options, decisions)
-    backend = _backend(options, decisions)
-    _dtype(options, backend, decisions)
+    pair = _Pair(target, config, drafter)
+    device = _device(options, pair, decisions)
+    backend = _backend(options, device, decisions)
+    dtype = _dtype(options, pair, device, decisions)
     k = _draft_length(drafter, decisions)
+    context = _set_aside("context", options.context, (PAGE, config.max_positions), device, decisions)
+    sequences = _set_aside("sequences", options.sequences, (1, MOST_SEQUENCES), device, decisions)
     return Resolved(
-        target=target, drafter=drafter, backend=backend, k=k, draft_position=options.draft_position,
-        min_confidence=_confidence(options, drafter, decisions), generation=generation, decisions=tuple(decisions),
+        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, draft_position=options.draft_position,
+        context=context, sequences=sequences, int8_head=_draft_head(options, drafter, device, decisions),
+        generation=generation, min_confidence=_confidence(options, drafter, device, decisions),
+        decisions=tuple(decisions),
     )  # fmt: skip
 
 
@@ -95,17 +128,44 @@ def _drafter(options: Options, config: TextConfig, decisions: list[Decision]) ->
     return folder
 
 
-def _device(options: Options, decisions: list[Decision]) -> None:
-    if options.device not in ("auto", "cpu"):
-        raise UsageError(f"device {options.device!r} is not supported yet; this version runs on the CPU: use 'cpu'")
-    decisions.append(Decision("device", "cpu", "the only device of this version"))
+def _device(options: Options, pair: _Pair, decisions: list[Decision]) -> str:
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"unknown device {options.device!r}; choose 'auto', 'cpu' or 'cuda'")
+    if options.device == "cuda" or (options.device == "auto" and options.backend == "cuda"):
+        name, why = "cuda", f"asked for: {check_device()}"
+        if pair.drafter == "ngram":
+            raise UsageError("the n-gram drafter runs on the CPU only; use device 'cpu' or another drafter")
+    elif obstacle := _obstacle(options, pair):
+        name, why = "cpu", obstacle
+    else:
+        name, why = "cuda", f"a GPU is there: {check_device()}"
+    decisions.append(Decision("device", name, why))
+    return name
 
 
-def _backend(options: Options, decisions: list[Decision]) -> str:
-    if options.backend not in ("auto", "cpu", "reference"):
-        raise UsageError(f"unknown backend {options.backend!r}; choose 'auto', 'cpu' or 'reference'")
+def _obstacle(options: Options, pair: _Pair) -> str:
+    """Why "auto" does not mean the GPU; empty where it does."""
+    if options.device == "cpu":
+        return "asked for"
+    if options.backend in ("cpu", "reference"):
+        return f"the backend {options.backend!r} was asked for"
+    if why := missing_device():
+        return why
+    if pair.drafter == "ngram":
+        return "the n-gram drafter runs there only"
+    halves = matrix_dtypes(target_headers(pair.target, pair.config)).get(torch.float16)
+    return f"the GPU engine has no fp16, in which {halves.file.name} is stored" if halves else ""
+
+
+def _backend(options: Options, device: str, decisions: list[Decision]) -> str:
+    if options.backend not in ("auto", "cpu", "reference", "cuda"):
+        raise UsageError(f"unknown backend {options.backend!r}; choose 'auto', 'cpu', 'reference' or 'cuda'")
     name, why = options.backend, "asked for"
-    if name == "auto":
+    if name != "auto" and (name == "cuda") != (device == "cuda"):
+        raise UsageError(f"backend {name!r} does not run on device {device!r}; leave one of them 'auto'")
+    if name == "auto" and device == "cuda":
+        name, why = "cuda", "Triton kernels: bit-equal rows for any row count and batch"
+    elif name == "auto":
         compiled = importlib.util.find_spec("numba") is not None
         name = "cpu" if compiled else "reference"
         why = (
@@ -117,13 +177,67 @@ def _backend(options: Options, decisions: list[Decision]) -> str:
     return name
 
 
-def _dtype(options: Options, backend: str, decisions: list[Decision]) -> None:
+def _set_aside(
+    name: str, value: int | None, limits: tuple[int, int], device: str, decisions: list[Decision]
+) -> int | None:
+    """What a GPU sets aside for texts; None leaves it to the memory that is free when the model is loaded."""
+    low, high = limits
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+    if device == "cuda":
+        why = "settled at load, by the memory that is free" if value is None else "asked for"
+        decisions.append(Decision(name, "auto" if value is None else str(value), why))
+    elif value is not None:
+        raise UsageError(f"{name} is set aside on a GPU only; leave it out on device 'cpu'")
+    return value
+
+
+def _draft_head(options: Options, drafter: Path | str | None, device: str, decisions: list[Decision]) -> bool:
+    if options.draft_head not in ("auto", "stored", "int8"):
+        raise UsageError(f"unknown draft head {options.draft_head!r}; choose 'auto', 'stored' or 'int8'")
+    int8 = options.draft_head == "int8"
+    if int8 and device != "cuda":
+        raise UsageError("draft_head 'int8' is for the GPU engine; leave it 'auto' on the CPU")
+    if int8 and not isinstance(drafter, Path):
+        raise UsageError("draft_head 'int8' needs an MTP drafter; leave it 'auto' without one")
+    if int8 and isinstance(drafter, Path) and read_drafter(drafter).centroids:
+        raise UsageError("draft_head 'int8' is for dense heads, and this drafter's has centroids; leave it 'auto'")
+    if device == "cuda" and drafter is not None:
+        why = "asked for" if options.draft_head != "auto" else "as stored"
+        decisions.append(Decision("draft_head", "int8" if int8 else "stored", why))
+    return int8
+
+
+def _dtype(options: Options, pair: _Pair, device: str, decisions: list[Decision]) -> torch.dtype | None:
+    """What matrices are kept in on a GPU, or None: on the CPU each stays as it is stored."""
     if options.dtype not in ("auto", "stored"):
         raise UsageError(f"dtype {options.dtype!r} is not supported; weights stay as stored: use 'auto'")
-    decisions.append(Decision("dtype", "weights as stored, sums in fp32", "bf16 weights cost half the memory traffic"))
+    if device != "cuda":
+        why = "bf16 weights cost half the memory traffic"
+        decisions.append(Decision("dtype", "weights as stored, sums in fp32", why))
+        return None
+    stored = matrix_dtypes(target_headers(pair.target, pair.config))
+    dtype = torch.float32 if torch.float32 in stored else torch.bfloat16
+    _check_stored(stored, dtype)
+    if isinstance(pair.drafter, Path):
+        _check_stored(matrix_dtypes(drafter_headers(pair.drafter)), dtype)
+    mixed = "; its bf16 matrices are widened, which changes no number" if len(stored) > 1 else ""
+    name = NAMES[dtype]
+    decisions.append(Decision("dtype", f"{name}, sums in fp32", f"the target is stored in {name}{mixed}"))
+    return dtype
 
 
-def _confidence(options: Options, drafter: Path | str | None, decisions: list[Decision]) -> float:
+def _check_stored(stored: dict[torch.dtype, Header], dtype: torch.dtype) -> None:
+    """Refuses matrices that `dtype` would round; what is narrower is widened, and keeps its values."""
+    for found, header in stored.items():
+        if found not in (dtype, torch.bfloat16):
+            raise CheckpointError(
+                f"{header.file}: {header.stored_name} is stored in {NAMES[found]}, which the GPU engine would have to"
+                f" round to {NAMES[dtype]}; use device 'cpu', or convert the checkpoint"
+            )
+
+
+def _confidence(options: Options, drafter: Path | str | None, device: str, decisions: list[Decision]) -> float:
     value, why = options.min_confidence, "asked for"
     if value is None and isinstance(drafter, Path):
         value, why = read_generation(drafter).draft_confidence, "assistant_confidence_threshold of the drafter"
@@ -131,6 +245,10 @@ def _confidence(options: Options, drafter: Path | str | None, decisions: list[De
         value, why = 0.0, "nothing advises to stop drafting early"
     if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise UsageError(f"the lowest confidence to draft at must lie in [0, 1), not {value!r} ({why})")
+    if value and device == "cuda":
+        if options.min_confidence:
+            raise UsageError("min_confidence is for the CPU engine, and the GPU drafts k tokens; use device 'cpu'")
+        value, why = 0.0, f"the GPU drafts k tokens whatever the {why} says"
     decisions.append(Decision("min_confidence", f"{value:g}", why))
     return float(value)
 

@@ -26,9 +26,12 @@ class Round:
 
 def start(target: Target, drafter: Drafter, cache: KVCache, sampler: Sampler, prompt: Sequence[int]) -> int:
     """Reads the prompt and returns the first token."""
+    sampler.begin(prompt, target.config.vocab)
     drafter.begin(prompt, cache, sampler)
     hidden = target.prefill(prompt, cache)
-    first = sampler.choose(target.logits(hidden), cache.length)
+    logits = target.logits(hidden)
+    first = sampler.choose(logits, cache.length)
+    sampler.extend(first, logits)
     drafter.observe(hidden, first)
     return first[0]
 
@@ -42,10 +45,12 @@ def speculate(target: Target, drafter: Drafter, cache: KVCache, sampler: Sampler
     """
     draft = drafter.propose(k)
     hidden = target.forward([last, *draft], cache)  # [1 + drafts, D]
-    chosen = sampler.choose(target.logits(hidden), cache.length - len(draft))
+    logits = target.logits(hidden)
+    chosen = sampler.choose(logits, cache.length - len(draft), draft)
     kept = count_agreeing(draft, chosen)
     cache.rollback(len(draft) - kept)  # `last` and the accepted drafts stay
     tokens = chosen[: kept + 1]
+    sampler.extend(tokens, logits)
     drafter.observe(target.ops.rows(hidden, kept, kept + 1), tokens)
     return Round(tokens, len(draft))
 

@@ -59,7 +59,7 @@ class Header:
 def load_target(folder: Path, ops: Ops) -> Target:
     """The target in `folder` on a backend. Raises CheckpointError or ConfigError with the file and key at fault."""
     config = read_target(folder)
-    headers = read_headers(folder, lambda name: target_name(name, config))
+    headers = target_headers(folder, config)
     plan = Plan(ops, lambda name: _dtype(headers, name, folder))
     target = Target(config, plan)
     fill(plan, headers, folder)
@@ -70,12 +70,27 @@ def load_drafter(folder: Path, target: TextConfig, ops: Ops) -> MtpDrafter:
     """The MTP drafter in `folder`, refused if it does not belong to `target`."""
     config = read_drafter(folder)
     check_pair(config, target)
-    headers = read_headers(folder, lambda name: None if name == "lm_head.weight" else name)
+    headers = drafter_headers(folder)
     plan = Plan(ops, lambda name: _dtype(headers, name, folder))
     drafter = MtpDrafter(config, target, plan)
     fill(plan, headers, folder)
     _check_ordering(drafter, config, folder)
     return drafter
+
+
+def target_headers(folder: Path, config: TextConfig) -> dict[str, Header]:
+    """The headers of all that a target's text needs, by canonical name."""
+    return read_headers(folder, lambda name: target_name(name, config))
+
+
+def drafter_headers(folder: Path) -> dict[str, Header]:
+    """The headers of a drafter, by canonical name."""
+    return read_headers(folder, lambda name: None if name == "lm_head.weight" else name)
+
+
+def matrix_dtypes(headers: dict[str, Header]) -> dict[torch.dtype, Header]:
+    """Every dtype that some matrix is stored in, with one that is. Vectors do not count: all backends hold fp32."""
+    return {header.dtype: header for header in headers.values() if len(header.shape) > 1}
 
 
 def target_name(stored: str, config: TextConfig) -> str | None:

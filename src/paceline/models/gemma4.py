@@ -88,8 +88,7 @@ class Target:
 
     def logits(self, hidden: Array) -> Array:
         """LM head over hidden states [n, hidden]: [n, vocab], soft-capped."""
-        logits = self.ops.linear(hidden, self.embedding)
-        return logits if self.config.softcap is None else self.ops.softcap(logits, self.config.softcap)
+        return self.ops.logits(hidden, self.embedding, self.config.softcap)
 
     def prefill(self, tokens: Sequence[int], cache: KVCache) -> Array:
         """Appends a whole prompt in chunks; the last token's hidden state [1, hidden].

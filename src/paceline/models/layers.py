@@ -5,23 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.config import LayerConfig, TextConfig
-from paceline.kernels import Array, Block, Heads, LayerView, Matrix, Ops, Reach
+from paceline.kernels import Array, Block, Heads, LayerView, Matrix, Mixture, Ops, Reach
 from paceline.models.plan import Plan
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The mixture of experts beside the dense MLP, with its router and its own three norms."""
-
-    router: Matrix
-    router_scale: Array
-    expert_scale: Array
-    gate_up: list[Matrix]
-    down: list[Matrix]
-    dense_norm: Array
-    input_norm: Array
-    output_norm: Array
-    active: int
 
 
 @dataclass(frozen=True)
@@ -51,14 +36,14 @@ class Layer:
     scalar: Array
     one: Array
     per_layer_input: PerLayerInput | None
-    experts: Experts | None
+    mixture: Mixture | None
 
     @property
     def block(self) -> Block:
         """The layer as `Ops.query_block` takes it."""
         return Block(
             self.heads, self.qkv, self.output, self.gate_up, self.down,
-            self.post_attention_norm, self.pre_mlp_norm, self.post_mlp_norm, self.scalar,
+            self.post_attention_norm, self.pre_mlp_norm, self.post_mlp_norm, self.scalar, self.one,
         )  # fmt: skip
 
 
@@ -74,14 +59,16 @@ def build_layer(plan: Plan, config: TextConfig, index: int, prefix: str, owns_kv
     k_norm = plan.vector(f"{attention}.k_norm.weight", c.head_dim) if owns_kv else q_norm
     mlp, hidden = f"{prefix}.mlp", config.hidden
     gate_up = {f"{mlp}.gate_proj.weight": c.intermediate, f"{mlp}.up_proj.weight": c.intermediate}
+    gate_up_proj = plan.matrix(gate_up, hidden)
+    down_proj = plan.matrix({f"{mlp}.down_proj.weight": hidden}, c.intermediate)
     return Layer(
         config=c,
         eps=config.eps,
         heads=Heads(c.heads, c.k_eq_v, q_norm, k_norm, config.eps),
         qkv=plan.matrix(parts, hidden),
         output=plan.matrix({f"{attention}.o_proj.weight": hidden}, c.heads * c.head_dim),
-        gate_up=plan.matrix(gate_up, hidden),
-        down=plan.matrix({f"{mlp}.down_proj.weight": hidden}, c.intermediate),
+        gate_up=gate_up_proj,
+        down=down_proj,
         input_norm=plan.vector(f"{prefix}.input_layernorm.weight", hidden),
         post_attention_norm=plan.vector(f"{prefix}.post_attention_layernorm.weight", hidden),
         pre_mlp_norm=plan.vector(f"{prefix}.pre_feedforward_layernorm.weight", hidden),
@@ -89,7 +76,7 @@ def build_layer(plan: Plan, config: TextConfig, index: int, prefix: str, owns_kv
         scalar=plan.vector(f"{prefix}.layer_scalar", 1),
         one=plan.one,
         per_layer_input=_build_ple(plan, config, prefix) if config.ple_dim else None,
-        experts=_build_experts(plan, config, prefix) if config.experts else None,
+        mixture=_build_mixture(plan, config, prefix, (gate_up_proj, down_proj)) if config.experts else None,
     )
 
 
@@ -101,12 +88,13 @@ def _build_ple(plan: Plan, config: TextConfig, prefix: str) -> PerLayerInput:
     )
 
 
-def _build_experts(plan: Plan, config: TextConfig, prefix: str) -> Experts:
+def _build_mixture(plan: Plan, config: TextConfig, prefix: str, dense: tuple[Matrix, Matrix]) -> Mixture:
     assert config.experts is not None
     count, size, hidden = config.experts.count, config.experts.intermediate, config.hidden
-    return Experts(
+    return Mixture(
+        *dense,
         router=plan.matrix({f"{prefix}.router.proj.weight": count}, hidden),
-        router_scale=plan.vector(f"{prefix}.router.scale", hidden),
+        router_norm=plan.vector(f"{prefix}.router.scale", hidden, factor=hidden**-0.5),
         expert_scale=plan.vector(f"{prefix}.router.per_expert_scale", count),
         gate_up=plan.stack(f"{prefix}.experts.gate_up_proj", count, 2 * size, hidden),
         down=plan.stack(f"{prefix}.experts.down_proj", count, hidden, size),
@@ -114,6 +102,7 @@ def _build_experts(plan: Plan, config: TextConfig, prefix: str) -> Experts:
         input_norm=plan.vector(f"{prefix}.pre_feedforward_layernorm_2.weight", hidden),
         output_norm=plan.vector(f"{prefix}.post_feedforward_layernorm_2.weight", hidden),
         active=config.experts.active,
+        eps=config.eps,
     )
 
 
@@ -125,17 +114,9 @@ def attend(ops: Ops, layer: Layer, x: Array, rows: Reach, view: LayerView, owns_
 
 def feed_forward(ops: Ops, layer: Layer, h: Array, x: Array) -> Array:
     """The dense MLP of x [n, hidden], plus the experts' answer to the residual stream h where there are experts."""
-    dense = ops.linear(ops.geglu(ops.linear(x, layer.gate_up)), layer.down)
-    return dense if layer.experts is None else _mixture(ops, layer, layer.experts, h, dense)
-
-
-def _mixture(ops: Ops, layer: Layer, e: Experts, h: Array, dense: Array) -> Array:
-    hidden = layer.down.rows
-    # The router sees the raw residual stream, the experts a norm of it, neither the dense branch.
-    seen = ops.scale_columns(ops.rms_norm(h, None, layer.eps), e.router_scale, hidden**-0.5)
-    ids, weights = ops.route(ops.linear(seen, e.router), e.active, e.expert_scale)
-    sparse = ops.experts(ops.rms_norm(h, e.input_norm, layer.eps), ids, weights, e.gate_up, e.down)
-    return ops.add(ops.rms_norm(dense, e.dense_norm, layer.eps), ops.rms_norm(sparse, e.output_norm, layer.eps))
+    if layer.mixture is None:
+        return ops.linear(ops.gated(x, layer.gate_up), layer.down)
+    return ops.mixture(h, x, layer.mixture)
 
 
 def finish(
@@ -148,6 +129,6 @@ def finish(
     p = layer.per_layer_input
     if p is None or ple is None:
         return ops.add_norm(h, y, layer.post_mlp_norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]
-    h, _ = ops.add_norm(h, y, layer.post_mlp_norm, None, layer.one, layer.eps)
-    y = ops.linear(ops.gate_ple(ops.linear(h, p.gate), *ple), p.projection)
+    h, x = ops.add_norm(h, y, layer.post_mlp_norm, None, layer.one, layer.eps)
+    y = ops.linear(ops.gate_ple(ops.linear(x, p.gate), *ple), p.projection)
     return ops.add_norm(h, y, p.norm, norm, layer.scalar, layer.eps)  # type: ignore[no-any-return]

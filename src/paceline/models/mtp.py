@@ -56,8 +56,8 @@ class MtpDrafter:
         embedded: the target's scaled embedding of the last token [1, backbone]; hidden: the state that predicted it.
         """
         ops, layers = self.ops, self.layers
-        h = ops.linear(ops.concat(embedded, hidden), self.pre_projection)
-        x = ops.rms_norm(h, layers[0].input_norm, self.config.text.eps)
+        y = ops.linear(ops.concat(embedded, hidden), self.pre_projection)
+        h, x = ops.enter(y, layers[0].input_norm, self.config.text.eps)
         for i, block in enumerate(self.blocks):
             following = layers[i + 1].input_norm if i + 1 < len(layers) else self.norm
             h, x = ops.query_block(h, x, block, rows[layers[i].config.kind], cache.view(self.kv_layers[i]), following)
@@ -66,7 +66,7 @@ class MtpDrafter:
     def logits(self, y: Array) -> tuple[Array, Array | None]:
         """Scores of the next token: ([n, vocab], None), or with centroids ([n, m], ids [n, m]) of the best clusters."""
         if self.config.centroids is None:
-            return self.ops.linear(y, self.head), None
+            return self.ops.logits(y, self.head, None), None
         best, _ = self.ops.top(self.ops.linear(y, self.centroids), self.config.centroids.active)
         ids = self.ops.gather_rows(self.clusters, best)
         return self.ops.gather_linear(y, self.head, ids), ids

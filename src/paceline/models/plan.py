@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from paceline.kernels import Array, Matrix, Ops
+from paceline.kernels import Array, Matrix, Ops, Stack
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Plan:
     dtype_of: Callable[[str], torch.dtype]
     places: dict[str, Place] = field(default_factory=dict)
     matrices: list[Matrix] = field(default_factory=list)
+    stacks: list[Stack] = field(default_factory=list)
     vectors: list[Array] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -47,11 +48,11 @@ class Plan:
             row += rows
         return weight
 
-    def vector(self, name: str, size: int) -> Array:
-        """A norm weight or another small fp32 tensor [size]."""
+    def vector(self, name: str, size: int, factor: float = 1.0) -> Array:
+        """A norm weight or another small fp32 tensor [size], kept multiplied by `factor`."""
         array = self.ops.array(torch.zeros(size))
         self.vectors.append(array)
-        self.places[name] = _array_place(self.ops, array, (size,))
+        self.places[name] = _array_place(self.ops, array, (size,), factor)
         return array
 
     def indices(self, name: str, size: int) -> Array:
@@ -60,17 +61,17 @@ class Plan:
         self.places[name] = _array_place(self.ops, array, (size,))
         return array
 
-    def stack(self, name: str, count: int, rows: int, cols: int) -> list[Matrix]:
+    def stack(self, name: str, count: int, rows: int, cols: int) -> Stack:
         """`count` weights stored as one tensor [count, rows, cols]."""
-        weights = [self.ops.matrix(rows, cols, self.dtype_of(name)) for _ in range(count)]
-        self.matrices.extend(weights)
-
-        def write(tensor: Tensor, start: int) -> None:
-            for i, part in enumerate(tensor, start):
-                weights[i].write(0, part)
-
-        self.places[name] = Place((count, rows, cols), write, lambda: torch.stack([_rows(w, 0, rows) for w in weights]))
+        weights = self.ops.stack(count, rows, cols, self.dtype_of(name))
+        self.stacks.append(weights)
+        self.places[name] = Place((count, rows, cols), lambda tensor, start: weights.write(start, tensor), weights.read)
         return weights
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices."""
+        return sum(m.nbytes for m in self.matrices) + sum(s.nbytes for s in self.stacks)
 
 
 def _matrix_place(weight: Matrix, row: int, shape: tuple[int, int]) -> Place:
@@ -82,8 +83,11 @@ def _rows(weight: Matrix, row: int, rows: int) -> Tensor:
     return tensor.detach()[row : row + rows]
 
 
-def _array_place(ops: Ops, array: Array, shape: tuple[int, ...]) -> Place:
+def _array_place(ops: Ops, array: Array, shape: tuple[int, ...], factor: float = 1.0) -> Place:
     def write(tensor: Tensor, start: int) -> None:
-        array[start : start + len(tensor)] = ops.array(tensor)
+        array[start : start + len(tensor)] = ops.array(tensor if factor == 1.0 else tensor.float() * factor)
 
-    return Place(shape, write, lambda: ops.tensor(array))
+    def read() -> Tensor:
+        return ops.tensor(array) if factor == 1.0 else ops.tensor(array) / factor
+
+    return Place(shape, write, read)

@@ -1,0 +1,66 @@
+"""Drafters whose guesses never leave the device: what a graph can capture."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.config import FULL, SLIDING
+from paceline.device.cache import PassCache
+from paceline.device.sampling import Choice
+from paceline.kernels import Reach
+from paceline.kernels.gpu.accept import Sequences, draft_rows
+from paceline.kernels.gpu.matmul import HeadWeight, quantize_head
+from paceline.models.gemma4 import Target
+from paceline.models.mtp import MtpDrafter
+
+
+class DeviceDrafter(Protocol):
+    """Guesses the next k tokens of every sequence at once. `state`: tensors with a row for each place, if any."""
+
+    state: list[Tensor]
+
+    def propose(self, sequences: Sequences, cache: PassCache, choice: Choice, k: int) -> Tensor:
+        """Token ids int64 [k, B], for the positions after each sequence's last token."""
+
+
+class MtpDraft:
+    """Gemma 4's MTP assistant, k steps at one constant position: see `paceline.drafters.MtpDraft`.
+
+    `back` is 0 where it stands at the bonus token's index n, 1 at n - 1.
+    """
+
+    def __init__(self, model: MtpDrafter, target: Target, context: int, back: int = 0, int8: bool = False) -> None:
+        self.model, self.target, self.back, self.state = model, target, back, list[Tensor]()
+        weight = model.head.tensor  # type: ignore[attr-defined]
+        self.head = quantize_head(weight) if int8 else HeadWeight(weight)
+        self.ropes = {kind: target.ropes.get(layer, context) for kind, layer in model.kinds.items()}
+        self.window = max((layer.window or 0) for layer in model.kinds.values()) or context
+
+    def propose(self, sequences: Sequences, cache: PassCache, choice: Choice, k: int) -> Tensor:
+        rows, last = draft_rows(sequences, self.back, self.window, k)
+        firsts = {SLIDING: rows.first, FULL: rows.zero}
+        reach = {kind: Reach(rows.positions, firsts[kind], last, self.ropes[kind]) for kind in self.ropes}
+        token, hidden, drafts = sequences.last, sequences.hidden, []
+        for j in range(k):
+            state, hidden = self.model.step(self.target.embed(token), hidden, reach, cache)  # type: ignore[arg-type]
+            token = choice.guess(self.model, self.head, state, rows.chosen_at[j])
+            drafts.append(token)
+        return torch.stack(drafts) if k > 1 else drafts[0][None]
+
+
+class ScriptedDraft:
+    """Guesses from given texts: for tests, and for showing that drafts decide nothing.
+
+    script int64 [B, T]: the token to guess for each position of each sequence.
+    """
+
+    def __init__(self, script: Tensor) -> None:
+        self.script, self.state = script, [script]
+
+    def propose(self, sequences: Sequences, cache: PassCache, choice: Choice, k: int) -> Tensor:
+        at = sequences.length.long()[:, None] + 1 + torch.arange(k, device=self.script.device)
+        rows = self.script[: len(at)]
+        return rows.gather(1, at.clamp(max=rows.shape[1] - 1)).T.contiguous()

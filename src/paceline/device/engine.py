@@ -1,0 +1,200 @@
+"""Serves requests on a GPU: who sits where, which round comes next, and what the last one brought.
+
+The host launches round r + 1 before it reads round r, so a slow host never keeps the device waiting. It may therefore
+stop a text one round late; what that round brought is dropped, never emitted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paceline.device.graphs import Graphs, split_prompt
+from paceline.device.round import DeviceModel, Shape
+from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
+from paceline.kernels.gpu.launch import pow2
+from paceline.kernels.gpu.rows import mode_of, rows_of
+from paceline.speculate import Round
+from paceline.types import SamplingParams
+
+SPANS = (1024, 4096, 16384, 65536, 262144)
+
+
+@dataclass(eq=False)
+class Request:
+    """One text to generate, drafting at most k tokens a round. `rounds` holds what is known of it so far."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    k: int
+    stop_ids: bool = True
+    rounds: deque[Round] = field(default_factory=deque)
+    emitted: int = 0
+    finished: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens its cache must hold: a last round may write k beyond the end."""
+        return len(self.prompt) + self.params.max_tokens + self.k
+
+
+class Ticket:
+    """A round under way: what it will bring, copied to the host behind it."""
+
+    def __init__(self, outcome: Tensor, seated: dict[int, Request], drafted: int) -> None:
+        self.seated, self.drafted = dict(seated), drafted
+        self.outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=outcome.is_cuda)
+        self.outcome.copy_(outcome, non_blocking=True)
+        self.event = torch.cuda.Event() if outcome.is_cuda else None  # type: ignore[no-untyped-call]
+        if self.event:
+            self.event.record()
+
+    def read(self) -> Iterator[tuple[int, Request, Round, bool]]:
+        """Waits, then gives (place, request, round, whether its text ended) for each request that was seated."""
+        if self.event:
+            self.event.synchronize()
+        rows = self.outcome.tolist()
+        for place, request in self.seated.items():
+            row = rows[place]
+            if row[COUNT]:
+                done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.k))
+                yield place, request, done, bool(row[FINISHED])
+
+
+class DeviceEngine:
+    """Batches of requests over one `DeviceModel`. `least_batch` bounds how many sizes of batch are captured."""
+
+    def __init__(self, model: DeviceModel, graphs: bool = True) -> None:
+        self.model, self.graphs = model, Graphs(model, graphs)
+        self.waiting: deque[Request] = deque()
+        self.seated: dict[int, Request] = {}
+        self.pending: deque[Ticket] = deque()
+        self.least_batch = 1
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; `step` serves it."""
+        self.waiting.append(request)
+
+    def step(self) -> list[Request]:
+        """Seats who fits, launches a round, reads what came before it. Returns the requests that got tokens."""
+        while self.waiting and self._seat(self.waiting[0]):
+            self.waiting.popleft()
+        if self.seated:
+            self._launch()
+        changed = list[Request]()
+        while len(self.pending) > bool(self.seated):  # all but the newest, and that too once nobody is seated
+            changed += (request for request in self._read() if request not in changed)
+        return changed
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is waiting, running or unread."""
+        return bool(self.waiting or self.seated or self.pending)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a text from the host's side, a stop string for instance."""
+        for place, seated in list(self.seated.items()):
+            if seated is request:
+                self._leave(place)
+        if request in self.waiting:
+            self.waiting.remove(request)
+        request.finished = True
+
+    # ---- seats ------------------------------------------------------------------------------------------------------
+
+    def _seat(self, request: Request) -> bool:
+        free = next((p for p in range(self.model.cache.places) if p not in self.seated), None)
+        if free is None or not self.model.cache.can_hold(request.tokens):
+            return False
+        self.model.cache.reserve(free, request.tokens)
+        self.seated[free] = request
+        hidden = self._prefill(request, free)
+        self._begin(request, free, hidden)
+        return True
+
+    def _leave(self, place: int) -> None:
+        """Frees a place, and fills it with the last one where that makes the batch smaller."""
+        del self.seated[place]
+        self.model.cache.release(place)
+        self._idle(place)
+        highest = max(self.seated, default=-1)
+        if highest > place and pow2(highest + 1) > pow2(len(self.seated)):
+            self.seated[place] = self.seated.pop(highest)
+            self.model.cache.move(highest, place)
+            drafter = self.model.drafter
+            for state in self.model.places.tensors() + (drafter.state if drafter else []):
+                state[place].copy_(state[highest])
+            self._idle(highest)
+
+    def _idle(self, place: int) -> None:
+        """Nothing to write, and nothing to read either: a stale length could exceed the span of the others' rounds."""
+        self.model.places.sequences.remaining[place] = 0
+        self.model.places.sequences.length[place] = 0
+
+    # ---- a request's beginning --------------------------------------------------------------------------------------
+
+    def _prefill(self, request: Request, place: int) -> Tensor:
+        """Reads the prompt in parts: the last token's hidden state [1, D]."""
+        ids, start = torch.tensor(request.prompt, dtype=torch.int64), 0
+        for size in split_prompt(len(ids)):
+            last = start + size == len(ids)
+            hidden = self.graphs.chunk(ids[start : start + size], start, place, int(last))
+            start += size
+        return hidden
+
+    def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
+        """The first token, chosen like every other, and the state the rounds go on from."""
+        model, length = self.model, len(request.prompt)
+        for mine, theirs in zip(model.places.params, rows_of([request.params], hidden.device), strict=True):
+            mine[place : place + 1].copy_(theirs)
+        position = torch.tensor([length], device=hidden.device)
+        token = model.first_token(hidden, place, mode_of([request.params]), position)
+        stops = request.stop_ids and not request.params.ignore_eos
+        ended = (token == model.ending.end_ids).any() if stops else torch.zeros((), device=token.device)
+        s, o = model.places.sequences, model.places.outcome
+        s.length[place], s.limit[place], s.stops[place] = length, request.k, int(stops)
+        s.last[place], s.hidden[place] = token[0], hidden[0]
+        left = request.params.max_tokens - 1
+        s.remaining[place] = torch.where(ended > 0, 0, left)
+        o[place, 0], o[place, COUNT], o[place, KEPT] = token[0], 1, 0
+        o[place, FINISHED] = s.remaining[place] == 0
+        self.pending.append(Ticket(o, {place: request}, 0))
+
+    # ---- rounds -----------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        shape = self._shape()
+        self.graphs.round(shape)
+        self.pending.append(Ticket(self.model.places.first(shape.batch).outcome, self.seated, shape.k))
+
+    def _shape(self) -> Shape:
+        """The smallest captured round that serves everyone seated."""
+        requests = self.seated.values()
+        ahead = 1 + len(self.pending)
+        reach = max(len(r.prompt) + r.emitted + (ahead + 1) * (r.k + 1) for r in requests)
+        return Shape(
+            batch=min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places),
+            k=max(r.k for r in requests) if self.model.drafter else 0,
+            mode=mode_of([r.params for r in requests]),
+            span=min(self.model.cache.context, next((span for span in SPANS if span >= reach), reach)),
+        )
+
+    def _read(self) -> list[Request]:
+        """What the oldest round under way brought."""
+        changed = []
+        for _, request, done, ended in self.pending.popleft().read():
+            if request.finished:
+                continue
+            request.rounds.append(done)
+            request.emitted += len(done.tokens)
+            changed.append(request)
+            if ended:
+                request.finished = True
+                place = next((p for p, r in self.seated.items() if r is request), None)
+                if place is not None:
+                    self._leave(place)
+        return changed

@@ -1,0 +1,67 @@
+"""Loads a checkpoint pair onto a GPU, after checking that there is one and that it all fits."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import torch
+
+from paceline.available import check_device
+from paceline.cache import MAX_TENTATIVE
+from paceline.config import read_drafter, read_target
+from paceline.device.build import device_model
+from paceline.device.drafters import MtpDraft
+from paceline.device.engine import DeviceEngine
+from paceline.device.memory import Need, choose_room, within_memory
+from paceline.device.serve import DeviceServer
+from paceline.kernels.cuda import CudaOps
+from paceline.kernels.gpu.accept import Ending
+from paceline.resolve import Resolved
+from paceline.weights import Header, drafter_headers, load_drafter, load_target, target_headers
+
+SMALLER = "ask for a shorter context or fewer sequences"
+
+
+def load_server(resolved: Resolved) -> DeviceServer:
+    """The pair on the device, with room for its sequences. A load that fails gives back what it took."""
+    check_device()
+    return within_memory(lambda: _load(resolved), SMALLER)
+
+
+def _load(resolved: Resolved) -> DeviceServer:
+    room = choose_room(_need(resolved), torch.cuda.mem_get_info()[0])
+    ops = CudaOps(dtype=resolved.dtype or torch.bfloat16)
+    target = load_target(resolved.target, ops)
+    draft = None
+    if isinstance(resolved.drafter, Path):
+        back = int(resolved.draft_position == "n-1")
+        small = load_drafter(resolved.drafter, target.config, ops)
+        draft = MtpDraft(small, target, room.context + MAX_TENTATIVE, back, resolved.int8_head)
+    end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
+    ending = Ending(torch.tensor(sorted(end_ids), dtype=torch.int64, device=ops.device))
+    model = device_model(target, draft, room, ending, resolved.generation.suppress)
+    return DeviceServer(DeviceEngine(model), end_ids)
+
+
+def _need(resolved: Resolved) -> Need:
+    """What the pair takes, from the headers of its files."""
+    config, width = read_target(resolved.target), (resolved.dtype or torch.bfloat16).itemsize
+    weights = held_bytes(target_headers(resolved.target, config), width)
+    if isinstance(resolved.drafter, Path):
+        weights += held_bytes(drafter_headers(resolved.drafter), width)
+        text = read_drafter(resolved.drafter).text
+        weights += text.vocab * (text.hidden + 4) if resolved.int8_head else 0  # beside the stored head
+    return Need(
+        config=config, weights=weights, width=width, places=resolved.sequences, context=resolved.context
+    )  # fmt: skip
+
+
+def held_bytes(headers: dict[str, Header], width: int) -> int:
+    """Bytes of a checkpoint's weights on the device: matrices in numbers of `width` bytes, the rest as in `Plan`."""
+
+    def size(header: Header) -> int:
+        integer = not header.dtype.is_floating_point
+        return header.dtype.itemsize if integer else width if len(header.shape) > 1 else 4
+
+    return sum(prod(header.shape) * size(header) for header in headers.values())

@@ -1,0 +1,149 @@
+"""A round on the device: draft, verify, accept, advance, with no word to the host. Plain decoding is k = 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paceline.cache import MAX_TENTATIVE
+from paceline.config import FULL, SLIDING
+from paceline.device.cache import BatchCache, PassCache
+from paceline.device.drafters import DeviceDrafter
+from paceline.device.sampling import Choice
+from paceline.kernels import Reach
+from paceline.kernels.gpu.accept import COLUMNS, Ending, Rows, Sequences, accept, verify_rows
+from paceline.kernels.gpu.fused import chunk_ranges
+from paceline.kernels.gpu.rows import Rows as Params
+from paceline.models.gemma4 import Target
+
+
+class Shape(NamedTuple):
+    """What one captured round serves: its first `batch` places, k drafts each, no position at or beyond `span`."""
+
+    batch: int
+    k: int
+    mode: str
+    span: int
+
+
+@dataclass
+class Places:
+    """Everything the device knows of every place of a batch; the host writes it only between rounds."""
+
+    sequences: Sequences
+    params: Params
+    outcome: Tensor
+
+    @classmethod
+    def create(cls, count: int, hidden: int, dtype: torch.dtype, device: torch.device | str) -> Places:
+        """`count` idle places."""
+
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros(count, *shape, dtype=dtype, device=device)
+
+        i32, i64, f64 = torch.int32, torch.int64, torch.float64
+        sequences = Sequences(
+            length=zeros(i32), last=zeros(i64), hidden=zeros(dtype, hidden), remaining=zeros(i32), limit=zeros(i32),
+            stops=zeros(i32),
+        )  # fmt: skip
+        params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64))
+        return cls(sequences, params, zeros(i64, COLUMNS))
+
+    def first(self, count: int) -> Places:
+        """The first `count` places."""
+        params = Params(*(t[:count] for t in self.params))
+        return Places(self.sequences.first(count), params, self.outcome[:count])
+
+    def tensors(self) -> list[Tensor]:
+        """All state that belongs to a sequence."""
+        return [*self.sequences, *self.params]
+
+
+@dataclass
+class DeviceModel:
+    """The target, its drafter and the state of all sequences: what a round works on."""
+
+    target: Target
+    drafter: DeviceDrafter | None
+    cache: BatchCache
+    places: Places
+    ending: Ending
+    suppressed: Tensor | None = None
+    window: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        kinds = self.target.kinds
+        self.window = (kinds[SLIDING].window if SLIDING in kinds else None) or self.cache.context
+        # Room for the drafts of a round that begins at the last position.
+        self.ropes = {kind: self.target.ropes.get(layer, self.cache.context + MAX_TENTATIVE)
+                      for kind, layer in kinds.items()}  # fmt: skip
+
+    def round(self, shape: Shape, rehearsal: bool = False) -> None:
+        """Drafts k tokens for each sequence, verifies them in one pass and emits what the target itself chose.
+
+        The target chooses at every position, given the drafts before it; the matching prefix and the first choice that
+        differs are what plain decoding would have emitted (see `paceline.speculate`). A rehearsal works on idle places.
+        """
+        places, cache = self._idle(shape) if rehearsal else self._live(shape)
+        sequences, choice = places.sequences, Choice(shape.mode, places.params, self.suppressed)
+        drafts = self.drafter.propose(sequences, cache, choice, shape.k) if self.drafter and shape.k else None
+        rows = verify_rows(sequences, drafts, self.window)
+        hidden = self._forward(rows, cache)
+        chosen = choice.choose(self.target, hidden, rows.chosen_at)
+        accept(sequences, drafts, chosen, hidden, self.ending, places.outcome)
+
+    def _forward(self, rows: Rows, cache: PassCache) -> Tensor:
+        """Hidden states [n, D] of a verification's rows; their keys and values go into the cache."""
+        firsts = {SLIDING: rows.first, FULL: rows.zero}
+        reach = {kind: Reach(rows.positions, firsts[kind], rows.positions, rope) for kind, rope in self.ropes.items()}
+        return self._run(rows.ids, reach, cache, len(rows.ids))
+
+    def _run(self, ids: Tensor, reach: dict[str, Reach], cache: PassCache, wanted: int) -> Tensor:
+        h = self.target.embed(ids)
+        hidden: Tensor = self.target.run(h, self.target.per_layer_inputs(ids, h), reach, cache, wanted)  # type: ignore[arg-type]
+        return hidden
+
+    def chunk(self, chunk: Chunk, wanted: int) -> Tensor:
+        """Reads a part of one sequence's prompt: hidden states [wanted, D] of its last `wanted` (0 or 1) tokens."""
+        n = len(chunk.ids)
+        positions, first, zero, last = chunk_ranges(chunk.start, n, chunk.pad, self.window)
+        firsts = {SLIDING: first, FULL: zero}
+        reach = {kind: Reach(positions, firsts[kind], last, rope) for kind, rope in self.ropes.items()}
+        cache = PassCache(self.cache, chunk.table, chunk.ring, self.cache.context, chunk=n)
+        return self._run(chunk.ids, reach, cache, wanted)
+
+    def first_token(self, hidden: Tensor, place: int, mode: str, position: Tensor) -> Tensor:
+        """The token int64 [1] that a prompt's last state [1, D] chooses for `place`; it will sit at position [1]."""
+        params = Params(*(t[place : place + 1] for t in self.places.params))
+        return Choice(mode, params, self.suppressed).choose(self.target, hidden, position)
+
+    def _live(self, shape: Shape) -> tuple[Places, PassCache]:
+        tables, rings = self.cache.tables[: shape.batch], self.cache.rings[: shape.batch]
+        return self.places.first(shape.batch), PassCache(self.cache, tables, rings, shape.span)
+
+    def _idle(self, shape: Shape) -> tuple[Places, PassCache]:
+        """Places without sequences, whose keys go where nobody reads them."""
+        like = self.places.sequences.hidden
+        tables = self.cache.tables[-1:].repeat(shape.batch, 1)
+        rings = self.cache.rings[-1:].repeat(shape.batch, 1)
+        return (
+            Places.create(shape.batch, like.shape[1], like.dtype, like.device),
+            PassCache(self.cache, tables, rings, shape.span),
+        )
+
+
+@dataclass
+class Chunk:
+    """A part of a prompt: ids int64 [n], of which the first pad [1] are padding; start int32 [1] tokens precede it.
+
+    table int32 [1, pages] and ring int32 [1, 1] of the sequence it belongs to.
+    """
+
+    ids: Tensor
+    start: Tensor
+    pad: Tensor
+    table: Tensor
+    ring: Tensor

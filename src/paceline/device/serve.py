@@ -1,0 +1,104 @@
+"""The device engine as `paceline.llm.LLM` uses it: requests in, token events out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from paceline.device.engine import DeviceEngine, Request
+from paceline.device.memory import within_memory
+from paceline.engine import Writer, check_draft_length, check_prompt
+from paceline.errors import PromptError, UsageError
+from paceline.models.gemma4 import Target
+from paceline.types import SamplingParams, TokenEvent
+
+HOST_ONLY = (
+    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "logprobs",
+)  # fmt: skip
+DEFAULTS = SamplingParams()
+
+
+class DeviceServer:
+    """Stands where `paceline.engine.Engine` does; `drafts` tells whether there is a drafter."""
+
+    def __init__(self, engine: DeviceEngine, end_ids: frozenset[int]) -> None:
+        self.engine, self.end_ids = engine, end_ids
+        self.drafts = engine.model.drafter is not None
+
+    @property
+    def target(self) -> Target:
+        """The model that writes."""
+        return self.engine.model.target
+
+    def describe(self) -> Mapping[str, Any]:
+        """The GPU and what is set aside on it, for a benchmark's record. Graphs are captured as they are needed."""
+        cache, graphs = self.engine.model.cache, self.engine.graphs
+        return {
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "places": cache.places,
+            "context": cache.context,
+            "cache_bytes": cache.nbytes,
+            "graph_bytes": graphs.bytes,
+        }
+
+    def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
+        """Generates one text, one event for each token; see `paceline.engine.Engine.run`."""
+        request, first = self.request(prompt, params, k), True
+        self.engine.submit(request)
+        try:
+            while not writer.finish_reason:
+                while not request.rounds:
+                    self._step()
+                yield from writer.take(request.rounds.popleft(), first)
+                first = False
+        finally:
+            if not request.finished:
+                self.engine.cancel(request)
+
+    def run_all(self, jobs: Sequence[tuple[Request, Writer]]) -> None:
+        """Generates many texts side by side; each writer holds its completion afterwards."""
+        started = set[int]()
+        writers = {id(request): writer for request, writer in jobs}
+        for request, _ in jobs:
+            self.engine.submit(request)
+        try:
+            while self.engine.busy:
+                for request in self._step():
+                    self._write(request, writers[id(request)], started)
+        finally:
+            for request, _ in jobs:
+                if not request.finished:
+                    self.engine.cancel(request)
+
+    def _step(self) -> list[Request]:
+        """A round; its graph is captured when it is first needed, which takes memory too."""
+        return within_memory(self.engine.step, "ask for a shorter context or fewer sequences when loading")
+
+    def _write(self, request: Request, writer: Writer, started: set[int]) -> None:
+        while request.rounds and not writer.finish_reason:
+            for _ in writer.take(request.rounds.popleft(), id(request) not in started):
+                pass
+            started.add(id(request))
+        if writer.finish_reason and not request.finished:
+            self.engine.cancel(request)
+
+    def request(self, prompt: Sequence[int], params: SamplingParams, k: int) -> Request:
+        """A checked request.
+
+        Raises PromptError for what does not fit the context that was set aside, UsageError for parameters that only
+        the host's engine serves.
+        """
+        asked = next((name for name in HOST_ONLY if getattr(params, name) != getattr(DEFAULTS, name)), None)
+        if asked is not None:
+            raise UsageError(f"{asked} is not supported on device 'cuda' yet; use device 'cpu'")
+        check_prompt(prompt, params, self.target)
+        request = Request(prompt, params, check_draft_length(k), bool(self.end_ids) and not params.ignore_eos)
+        context = self.engine.model.cache.context
+        if request.tokens > context:
+            raise PromptError(
+                f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens} exceed the {context} tokens set aside;"
+                " load with a longer context, shorten the prompt or lower max_tokens"
+            )
+        return request

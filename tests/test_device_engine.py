@@ -1,0 +1,304 @@
+"""The whole engine of the device over tiny random models, token by token against plain decoding on the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from device_models import (
+    CONTEXT,
+    CUT,
+    FREE,
+    GREEDY,
+    PAIRS,
+    PROMPTS,
+    VOCAB,
+    WIDE,
+    Both,
+    Recording,
+    RecordingOnDevice,
+    make,
+)
+from gpu import HAVE_GPU
+
+from paceline.device import graphs
+from paceline.device.drafters import MtpDraft
+from paceline.device.engine import DeviceEngine, Request
+from paceline.device.serve import DeviceServer
+from paceline.drafters import MtpDraft as HostMtpDraft
+from paceline.engine import Writer
+from paceline.errors import PromptError
+from paceline.kernels.gpu import attention
+from paceline.types import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Both]:
+    """All pairs."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        return {name: make(configs) for name, configs in PAIRS.items()}
+
+
+@pytest.fixture
+def sharing(made: dict[str, Both]) -> Both:
+    """Per-layer embeddings, shared keys and values, soft cap; a drafter with centroids."""
+    return made["sharing"]
+
+
+@pytest.fixture
+def experts(made: dict[str, Both]) -> Both:
+    """Experts, full layers whose values are their keys; a drafter with a whole head."""
+    return made["experts"]
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Iterator[None]:
+    """Under the interpreter: shorter chunks, one program where attention would start many, less start-up work."""
+    if HAVE_GPU:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    few = attention.Tiling(split=64, leaves=1, ahead=1)
+    monkeypatch.setattr(attention, "TILINGS", {16: few, 32: few})
+    monkeypatch.setattr(attention, "PROGRAMS", 1)
+    monkeypatch.setattr(graphs, "CHUNKS", (4, 16))
+    real, scopes = interpreter._patch_lang, dict[frozenset[int], Any]()
+
+    def once(function: Any) -> Any:
+        """Triton patches its language anew for each call of each function, which takes longer than most calls."""
+        key = frozenset(id(v) for v in function.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
+        if key not in scopes:
+            scopes[key] = real(function)
+        return interpreter._LangPatchScope()
+
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
+    yield
+    for scope in reversed(scopes.values()):
+        scope.restore()
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+def request(prompt: list[int], new: int, k: int, params: SamplingParams = GREEDY, **options: Any) -> Request:
+    changed = {**vars(params), "max_tokens": new}
+    return Request(prompt, SamplingParams(**changed), k, **options)
+
+
+def tokens(done: Request) -> list[int]:
+    return [token for each in done.rounds for token in each.tokens]
+
+
+def run(engine: DeviceEngine, *requests: Request) -> list[list[int]]:
+    """The texts of requests that all come at once."""
+    for each in requests:
+        engine.submit(each)
+    while engine.busy:
+        engine.step()
+    check_idle(engine)
+    return [tokens(each) for each in requests]
+
+
+def check_idle(engine: DeviceEngine) -> None:
+    """Everything is given back: pages, rings, and nothing left to write or to read."""
+    cache, s = engine.model.cache, engine.model.places.sequences
+    assert not engine.busy
+    assert not cache.held
+    assert sorted(cache.storage.free_pages) == list(range(1, cache.storage.pages))
+    assert not cache.tables.any()
+    assert sorted(cache.rings.flatten().tolist()) == list(range(cache.places + 1))
+    assert not s.remaining.any()
+    assert not s.length.any()
+
+
+# ---- one text -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "params", "k", "new"),
+    [
+        ("sharing", PROMPTS[0], GREEDY, 3, 3),
+        ("sharing", PROMPTS[3], FREE, 2, 3),
+        ("experts", PROMPTS[1], GREEDY, 2, 3),
+        ("experts", PROMPTS[0], CUT, 1, 3),
+    ],
+)
+def test_a_text_with_its_own_drafter(
+    made: dict[str, Both], name: str, prompt: list[int], params: SamplingParams, k: int, new: int
+) -> None:
+    """The text is plain decoding's, and the guesses are the host drafter's."""
+    both = made[name]
+    host, device = Recording(HostMtpDraft(both.host.drafter, both.host.target)), RecordingOnDevice(both.mtp())
+    expected = both.write(host, prompt, params, k, new)
+    assert expected == both.plain(prompt, params, new)
+    assert run(both.engine(device), request(prompt, new, k, params)) == [expected]
+    assert device.drafts[: len(host.drafts)] == host.drafts
+
+
+def test_the_drafter_one_position_back(sharing: Both) -> None:
+    host = Recording(HostMtpDraft(sharing.host.drafter, sharing.host.target, "n-1"))
+    expected = sharing.write(host, PROMPTS[0], GREEDY, 1, 2)
+    device = RecordingOnDevice(MtpDraft(sharing.device.drafter, sharing.device.target, CONTEXT + 16, back=1))
+    assert run(sharing.engine(device), request(PROMPTS[0], 2, 1)) == [expected]
+    assert device.drafts[: len(host.drafts)] == host.drafts
+
+
+def test_plain_decoding_past_the_window(sharing: Both) -> None:
+    assert run(sharing.engine(None), request(PROMPTS[1], 5, 0)) == [sharing.plain(PROMPTS[1], GREEDY, 5)]
+
+
+def spoiled(text: list[int], good: int) -> list[int]:
+    """After every `good` right tokens a wrong one."""
+    return [token if i % (good + 1) < good else (token + 7) % VOCAB for i, token in enumerate(text, 1)]
+
+
+@pytest.mark.parametrize(("good", "rounds"), [(99, [1, 4, 2]), (0, [1] * 4), (2, [1, 1, 3, 2])])
+def test_right_and_wrong_drafts(experts: Both, good: int, rounds: list[int]) -> None:
+    """The text never changes; how many tokens a round brings is told by the drafts."""
+    prompt, text = PROMPTS[0], experts.plain(PROMPTS[0], GREEDY, 14)
+    each = request(prompt, sum(rounds), 3)
+    assert run(experts.engine(experts.script((prompt, spoiled(text, good)))), each) == [text[: sum(rounds)]]
+    assert [len(r.tokens) for r in each.rounds] == rounds
+    assert [r.drafted for r in each.rounds] == [0] + [3] * (len(rounds) - 1)
+
+
+def test_a_single_token(experts: Both) -> None:
+    engine = experts.engine(None, places=2)
+    assert run(engine, request(PROMPTS[0], 1, 0), request(PROMPTS[3], 1, 2)) == [
+        experts.plain(PROMPTS[0], GREEDY, 1), experts.plain(PROMPTS[3], GREEDY, 1)
+    ]  # fmt: skip
+
+
+def test_suppressed_tokens_never_come(experts: Both) -> None:
+    banned = tuple(experts.plain(PROMPTS[0], GREEDY, 2))
+    expected = experts.plain(PROMPTS[0], GREEDY, 3, banned)
+    assert not set(banned) & set(expected)
+    assert run(experts.engine(None, banned=banned), request(PROMPTS[0], 3, 0)) == [expected]
+
+
+# ---- how texts end --------------------------------------------------------------------------------------------------
+
+
+def until(text: list[int], *ends: int) -> list[int]:
+    """The text up to and with its first end token."""
+    return text[: 1 + min(i for i, token in enumerate(text) if token in ends)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 4])
+def test_an_end_token(experts: Both, at: int) -> None:
+    """As the first token, inside the drafts that are kept, and as the bonus token."""
+    prompt, text = PROMPTS[0], experts.plain(PROMPTS[0], GREEDY, 14)
+    end = text[at]
+    engine = experts.engine(experts.script((prompt, text)), ends=(VOCAB - 1, end))
+    each = request(prompt, 10, 3)
+    assert run(engine, each) == [until(text, VOCAB - 1, end)]
+    assert each.finished
+
+
+def test_end_tokens_that_do_not_count(experts: Both) -> None:
+    prompt, text = PROMPTS[0], experts.plain(PROMPTS[0], GREEDY, 14)
+    engine = experts.engine(experts.script((prompt, text), (prompt, text)), places=2, ends=tuple(text))
+    ignoring = Request(prompt, SamplingParams(max_tokens=5, ignore_eos=True), 3)
+    assert run(engine, ignoring, request(prompt, 5, 3, stop_ids=False)) == [text[:5], text[:5]]
+
+
+def test_what_does_not_fit_is_refused(experts: Both) -> None:
+    server = DeviceServer(experts.engine(None), frozenset())
+    with pytest.raises(PromptError, match=f"exceed the {CONTEXT} tokens set aside"):
+        server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 5), 3)
+    assert server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 6), 3).tokens == CONTEXT
+
+
+def test_a_full_context_beside_deeper_drafts(experts: Both) -> None:
+    """Rows drafted past the end of the one must not land on its first keys."""
+    long, short = [(7 * i) % VOCAB for i in range(CONTEXT - 6)], PROMPTS[3]
+    texts = [experts.plain(p, GREEDY, 14) for p in (long, short)]
+    script = experts.script((long, []), (short, spoiled(texts[1], 0)))
+    assert run(experts.engine(script, places=2), request(long, 6, 0), request(short, 4, 3)) == [
+        texts[0][:6],
+        texts[1][:4],
+    ]
+
+
+# ---- many texts -----------------------------------------------------------------------------------------------------
+
+
+def test_requests_come_and_go(experts: Both) -> None:
+    """Three at once, of which the first leaves first and the last takes its place; a fourth comes later."""
+    jobs = [(PROMPTS[0], 2, 0, GREEDY), (PROMPTS[2], 6, 1, FREE), (PROMPTS[3], 5, 1, CUT), (PROMPTS[0], 3, 1, CUT)]
+    texts = [experts.plain(prompt, params, 14) for prompt, _, _, params in jobs]
+    scripts = [(job[0], spoiled(text, 2)) for job, text in zip(jobs, texts, strict=True)]
+    engine = experts.engine(experts.script(*scripts[:3], scripts[0]), places=4)
+    requests = [request(*job) for job in jobs]
+    for each in requests[:3]:
+        engine.submit(each)
+    while not requests[0].finished:
+        engine.step()
+    assert engine.seated == {0: requests[2], 1: requests[1]}  # the highest moved down
+    engine.submit(requests[3])
+    engine.step()
+    assert engine.seated[2] is requests[3]
+    while engine.busy:
+        engine.step()
+    check_idle(engine)
+    for each, text in zip(requests, texts, strict=True):
+        assert tokens(each) == text[: each.params.max_tokens]
+
+
+def test_a_wide_nucleus_beside_greedy_with_mtp_drafts(sharing: Both) -> None:
+    jobs = [(PROMPTS[0], 2, 1, WIDE), (PROMPTS[3], 2, 1, GREEDY)]
+    texts = run(sharing.engine(sharing.mtp(), places=2), *(request(*job) for job in jobs))
+    assert texts == [sharing.plain(prompt, params, new) for prompt, new, _, params in jobs]
+
+
+def test_one_place_for_two(experts: Both) -> None:
+    jobs = [(PROMPTS[0], 2), (PROMPTS[3], 3)]
+    texts = run(experts.engine(None), *(request(*job, 0) for job in jobs))
+    assert texts == [experts.plain(prompt, GREEDY, new) for prompt, new in jobs]
+
+
+def test_first_tokens_do_not_wait_for_each_other(experts: Both) -> None:
+    """A step reads all that came before the round it launched, however many were seated at once."""
+    engine, requests = experts.engine(None, places=3), [request(PROMPTS[0], 3, 0) for _ in range(3)]
+    for each in requests:
+        engine.submit(each)
+    assert engine.step() == requests
+    assert len(engine.pending) == 1
+    for each in requests:
+        engine.cancel(each)
+    engine.step()
+    check_idle(engine)
+
+
+def test_cancelling(experts: Both) -> None:
+    """One in the middle of its text, one that waits; the third goes on, and the freed place serves a fourth."""
+    engine = experts.engine(None, places=2)
+    requests = [request(prompt, 4, 0) for prompt in (PROMPTS[0], PROMPTS[2], PROMPTS[1], PROMPTS[3])]
+    for each in requests[:3]:
+        engine.submit(each)
+    engine.step()
+    engine.step()
+    engine.cancel(requests[0])
+    engine.cancel(requests[2])
+    got = tokens(requests[0])
+    assert run(engine, requests[3]) == [experts.plain(PROMPTS[3], GREEDY, 4)]
+    assert tokens(requests[1]) == experts.plain(PROMPTS[2], GREEDY, 4)
+    assert tokens(requests[0]) == got == experts.plain(PROMPTS[0], GREEDY, 5)[: len(got)]
+    assert requests[2].finished
+    assert not requests[2].rounds
+
+
+def test_the_server_writes_events(experts: Both) -> None:
+    text = experts.plain(PROMPTS[0], GREEDY, 14)
+    server = DeviceServer(experts.engine(experts.script((PROMPTS[0], text))), frozenset())
+    params = SamplingParams(max_tokens=6)
+    events = list(server.run(PROMPTS[0], params, 3, Writer(frozenset(), params, None, len(PROMPTS[0]))))
+    assert [event.token_id for event in events] == text[:6]
+    assert [event.from_draft for event in events] == [False, True, True, True, False, False]
+    while server.engine.busy:
+        server.engine.step()
+    check_idle(server.engine)
