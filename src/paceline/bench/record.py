@@ -20,7 +20,7 @@ from paceline.bench.measurement import Measurement
 from paceline.errors import UsageError
 
 SCHEMA = "paceline-bench/1"
-PACKAGES = ("paceline", "torch", "numba", "numpy")
+PACKAGES = ("paceline", "torch", "triton", "numba", "numpy")
 
 
 def provenance() -> dict[str, Any]:
