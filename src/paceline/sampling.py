@@ -4,33 +4,59 @@ Greedy takes the greatest logit, ties by lowest id. Sampling takes argmax(log p 
 of (seed, position, id): the Gumbel-max trick, so the law is p, and the choice does not depend on how the logits came
 about. A drafter that uses the same noise guesses the same token as often as its p and the target's overlap
 ("drafter-invariant" coupling, Daliri et al. 2024, arXiv 2408.07978).
+
+Penalties and the like (`paceline.processors`) also look at the tokens before a position: the sampler keeps them, and a
+verified row is processed after the drafts before it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from paceline.kernels import Array, Ops
-from paceline.types import SamplingParams
+from paceline.processors import Context, log_softmax, min_p_mask, process, reshapes
+from paceline.types import SamplingParams, TokenLogprobs
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sampler:
-    """Chooses tokens for one request. `suppress` are ids that never come out."""
+    """Chooses tokens for one request. `suppress` are ids that never come out, `end_ids` those that may end the text.
+
+    `begin` and `extend` tell it what was read and emitted. logprobs: of every emitted token, where they are asked for.
+    """
 
     ops: Ops
     params: SamplingParams
     suppress: tuple[int, ...] = ()
+    end_ids: frozenset[int] = frozenset()
+    logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
+    context: Context | None = field(default=None, init=False)
 
-    def choose(self, logits: Array, position: int) -> list[int]:
-        """One token for each row of logits [n, vocab]; row r's token will sit at `position` + r."""
+    def begin(self, prompt: Sequence[int], vocab: int) -> None:
+        """A text starts after this prompt."""
+        self.logprobs.clear()
+        # Without rules that look back there is nothing to keep.
+        self.context = Context.of_prompt(prompt, vocab) if reshapes(self.params) else None
+
+    def extend(self, tokens: Sequence[int], logits: Array) -> None:
+        """These tokens were emitted, the r-th by row r of logits [at least n, vocab]."""
+        if self.context is not None:
+            self.context = self.context.after(tokens)
+        if self.params.logprobs is not None:
+            self.logprobs += [self._report(self.ops.rows(logits, r, r + 1), token) for r, token in enumerate(tokens)]
+
+    def choose(self, logits: Array, position: int, draft: Sequence[int] = ()) -> list[int]:
+        """One token for each row of logits [n, vocab]; row r's token will sit at `position` + r, after draft[:r]."""
+        if self.context is not None:
+            logits = self._process(logits, draft)
         if self.suppress:
             logits = self.ops.mask_columns(logits, self.suppress)
         if self.params.temperature == 0.0:
@@ -38,12 +64,40 @@ class Sampler:
             return best
         return [self._sample(self.ops.rows(logits, r, r + 1), None, position + r) for r in range(len(logits))]
 
-    def guess(self, logits: Array, ids: Array | None, position: int) -> int:
-        """A drafter's choice from its own logits [1, m], which stand for `ids` [1, m] or for the whole vocabulary."""
+    def guess(self, logits: Array, ids: Array | None, position: int, draft: Sequence[int] = ()) -> int:
+        """A drafter's choice from its own logits [1, m], which stand for `ids` [1, m] or for the whole vocabulary.
+
+        The token will follow `draft`, which follows what was emitted.
+        """
+        if self.context is not None:
+            logits = self._process_part(logits, ids, draft)
         if self.params.temperature > 0.0:
             return self._sample(logits, ids, position)
         best = self.ops.top(logits, 1)[0]
         return int(best[0, 0]) if ids is None else int(ids[0, int(best[0, 0])])
+
+    def _process(self, logits: Array, draft: Sequence[int]) -> Array:
+        """Every row [n, vocab] under the rules that hold after the drafts before it."""
+        assert self.context is not None
+        rows, ends = self.ops.host(logits), sorted(self.end_ids)
+        done = [process(row, self.context.after(draft[:r]), self.params, ends) for r, row in enumerate(rows)]
+        return self.ops.array(torch.from_numpy(np.stack(done)))
+
+    def _process_part(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+        """The row [1, m] of a drafter that scores `ids` only; ids it leaves out count as impossible."""
+        assert self.context is not None
+        columns = slice(None) if ids is None else self.ops.host(ids)[0]
+        row = np.full(len(self.context.seen), -np.inf, np.float32)
+        row[columns] = self.ops.host(logits)[0]
+        row = process(row, self.context.after(draft), self.params, sorted(self.end_ids))
+        return self.ops.array(torch.from_numpy(row[columns][None]))
+
+    def _report(self, logits: Array, token: int) -> TokenLogprobs:
+        """Log-probabilities of the token that the unprocessed row [1, vocab] brought forth, and of the likeliest."""
+        assert self.params.logprobs is not None
+        logs = log_softmax(self.ops.host(logits)[0])
+        best = self.ops.host(self.ops.top(logits, self.params.logprobs)[0])[0] if self.params.logprobs else ()
+        return TokenLogprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in best))
 
     def _sample(self, logits: Array, ids: Array | None, position: int) -> int:
         kept, scores = self._candidates(logits, ids)
@@ -51,7 +105,10 @@ class Sampler:
         return int(kept[int(np.argmax(scores + noise))])
 
     def _candidates(self, logits: Array, ids: Array | None) -> tuple[Ids, Scores]:
-        """The tokens that top-k and top-p leave, likeliest first, with logits over temperature."""
+        """The tokens that top-k, top-p and min-p leave, with logits over temperature; likeliest first after a cut.
+
+        Min-p alone leaves them by ascending id.
+        """
         p = self.params
         if p.top_k or p.top_p < 1.0:
             order, values = self.ops.top(logits, min(p.top_k or logits.shape[1], logits.shape[1]))
@@ -63,6 +120,9 @@ class Sampler:
         if p.top_p < 1.0:
             count = nucleus(kept, p.top_p)
             names, kept = names[:count], kept[:count]
+        if p.min_p:
+            likely = min_p_mask(kept, p.min_p)
+            names, kept = names[likely], kept[likely]
         return names, kept
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from paceline.errors import UsageError
@@ -19,6 +20,12 @@ class ChatMessage(TypedDict):
 Prompt = str | list[int] | list[ChatMessage]
 """A raw string, token ids, or chat messages (rendered with the checkpoint's chat template)."""
 
+Biases = Mapping[int, float] | tuple[tuple[int, float], ...]
+"""Token ids with what is added to their logits; a mapping is kept as pairs by ascending id, which can be hashed."""
+
+MOST_LOGPROBS = 20
+STREAM_STEP = 0x9E3779B97F4A7C15  # odd, so no two of 2^64 streams share a seed; far from the seeds people write
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -27,6 +34,13 @@ class SamplingParams:
     temperature 0 is greedy (ties go to the lowest id). top_k 0 and top_p 1.0 mean no cut.
     `seed` and the token's position select the noise, so equal seeds give equal texts with any drafter.
     `stop` strings are left out of the text; the end-of-turn token is kept in the ids but not in the text.
+
+    min_p 0 means no cut; else tokens below min_p times the likeliest one's probability are dropped. repetition_penalty
+    (1 is off) counts prompt and text; presence_penalty and frequency_penalty (0 is off) count the text alone. End
+    tokens cannot come before `min_tokens` tokens; stop strings can. `paceline.processors` has the order of these rules.
+    logprobs n asks for the log-probability of every emitted token and of the n likeliest there, by the model itself:
+    of softmax over its soft-capped logits, before any rule, suppressed token or temperature.
+    n texts come of one prompt, each with the seed of its own that `streams` gives.
     """
 
     temperature: float = 0.0
@@ -36,9 +50,19 @@ class SamplingParams:
     max_tokens: int = 64
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Biases = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         self._check_types()
+        self._check_rules()
         checks = (
             (0.0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or greater", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (off) or greater", self.top_k),
@@ -46,21 +70,67 @@ class SamplingParams:
             (0 <= self.seed < 2**64, "seed must lie in 0 .. 2^64-1", self.seed),
             (self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens),
             (all(self.stop), "stop strings must not be empty", self.stop),
+            (self.n >= 1, "n must be at least 1", self.n),
         )
-        for good, rule, value in checks:
-            if not good:
-                raise UsageError(f"{rule}, not {value!r}")
+        _refuse_first(checks)
+
+    def streams(self) -> list[SamplingParams]:
+        """The parameters of each of the n texts: text i has seed (seed + i * 0x9E3779B97F4A7C15) mod 2^64.
+
+        Text 0 is the one that n = 1 gives. Seeds of all texts differ; greedy texts are equal all the same.
+        """
+        return [replace(self, n=1, seed=(self.seed + i * STREAM_STEP) % 2**64) for i in range(self.n)]
+
+    def _check_rules(self) -> None:
+        """The ranges of what reshapes logits before the cuts, and of what is reported."""
+        worst = next((pair for pair in self.biases if not -100.0 <= pair[1] <= 100.0 or pair[0] < 0), None)
+        checks = (
+            (0.0 <= self.min_p <= 1.0, "min_p must lie in [0, 1]", self.min_p),
+            (0.01 <= self.repetition_penalty <= 100.0, "repetition_penalty must lie in [0.01, 100]",
+             self.repetition_penalty),
+            (-2.0 <= self.presence_penalty <= 2.0, "presence_penalty must lie in [-2, 2]", self.presence_penalty),
+            (-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty must lie in [-2, 2]", self.frequency_penalty),
+            (worst is None, "logit_bias must map token ids from 0 on to numbers in [-100, 100]", worst),
+            (0 <= self.min_tokens <= self.max_tokens, "min_tokens must lie in 0 .. max_tokens", self.min_tokens),
+            (0 <= (self.logprobs or 0) <= MOST_LOGPROBS, f"logprobs must be None or 0 .. {MOST_LOGPROBS}",
+             self.logprobs),
+        )  # fmt: skip
+        _refuse_first(checks)
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs by ascending id."""
+        return self.logit_bias  # type: ignore[return-value]
 
     def _check_types(self) -> None:
-        for name in ("temperature", "top_p"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             if not isinstance(getattr(self, name), int | float):
                 raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
-        for name in ("top_k", "seed", "max_tokens"):
+        whole = ("top_k", "seed", "max_tokens", "min_tokens", "n")
+        for name in (*whole, "logprobs") if self.logprobs is not None else whole:
             if not isinstance(getattr(self, name), int):
                 raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         # A plain string would be taken for many stop strings of one character.
         if isinstance(self.stop, str) or not all(isinstance(s, str) for s in self.stop):
             raise UsageError(f"stop must be a sequence of strings, not {self.stop!r}")
+
+
+def _refuse_first(checks: tuple[tuple[bool, str, object], ...]) -> None:
+    for good, rule, value in checks:
+        if not good:
+            raise UsageError(f"{rule}, not {value!r}")
+
+
+def _pairs(biases: Biases) -> tuple[tuple[int, float], ...]:
+    """Biases as pairs by ascending id, each id once; refuses what is no such thing."""
+    try:
+        given = dict(biases)
+    except (TypeError, ValueError):
+        given = {None: biases}  # type: ignore[dict-item]
+    for token, bias in given.items():
+        if type(token) is not int or isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise UsageError(f"logit_bias must map token ids to numbers, not {biases!r}")
+    return tuple(sorted((token, float(bias)) for token, bias in given.items()))
 
 
 @dataclass(slots=True)
@@ -112,6 +182,17 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one position: of the emitted token, and of the likeliest (id, its own), best first.
+
+    By the model itself, before any sampling rule; ties go to the lowest id.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One emitted token. `text` is what it adds to the visible text (often empty inside a character or stop string)."""
 
@@ -119,13 +200,18 @@ class TokenEvent:
     text: str
     from_draft: bool
     finish_reason: str | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished text. `finish_reason` is "stop" (end token or stop string) or "length"."""
+    """A finished text. `finish_reason` is "stop" (end token or stop string) or "length".
+
+    logprobs: one entry for each token, where the parameters ask for them.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str
     stats: Stats
+    logprobs: list[TokenLogprobs] | None = None
