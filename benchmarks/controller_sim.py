@@ -1,0 +1,165 @@
+"""The draft-length controller on made-up traces, with round times that were measured. No model runs.
+
+Times: Gemma 4 26B-A4B and 31B at batch 1 on a GPU (benchmarks/results/cuda_rounds.json), and the embedded pair on the
+CPU, fitted to benchmarks/results/embedded_cpu.json. Texts and acceptance are synthetic: `paceline.control.synthetic`.
+
+    python benchmarks/controller_sim.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, head, show, write
+from scipy.optimize import nnls
+
+from paceline.control.cost import CostTable, Timing
+from paceline.control.replay import Result, Workbench, make
+from paceline.control.simulate import summarise
+from paceline.control.synthetic import WORKLOADS, generate
+
+SIZES = ("26b-a4b", "31b")
+STATIONARY = ("chat", "code", "hopeless", "perfect")
+OTHERS = ("heuristic", "confidence")
+SETTLED, SPAN = 0.95, 8
+
+
+def gpu_table(size: str, record: dict[str, Any]) -> CostTable:
+    """Measured rounds of one sequence; the price of an expert from equal rounds that met different numbers of them."""
+    parts = record["sizes"][size]
+    rows = [row for part in ("alone", "contexts") for row in parts[part]["rows"]]
+    again = {row["k"]: row for row in parts.get("overlap", {"rows": []})["rows"]}
+    pairs = [(row, again[row["k"]]) for row in parts["alone"]["rows"] if row["k"] in again and row["k"]]
+    slopes = [(a["ms"] - b["ms"]) / (a["distinct_experts"] - b["distinct_experts"]) for a, b in pairs]
+    timings = [Timing(r["batch"], r["k"], r["context"], r["ms"], r["distinct_experts"]) for r in rows]
+    return CostTable(timings, max(0.0, float(np.median(slopes))) if slopes else 0.0)
+
+
+def cpu_table(record: dict[str, Any], k_max: int) -> CostTable:
+    """A straight line in k fitted to whole texts: rounds, drafts, and draft steps that ended in a stop."""
+    rows = [m for m in record["measurements"] if m["temperature"] == 0.0 and m["tokens"] > 1]
+    deepest = record["options"]["k"]
+    x = np.array([[m["rounds"], sum(m["drafted"]), _stops(m, deepest)] for m in rows], dtype=float)
+    ms = np.array([1e3 * (m["token_times_s"][-1] - m["token_times_s"][0]) for m in rows])
+    weight = 1 / np.sqrt(x[:, 0])
+    (plain, draft, _), _ = nnls(x * weight[:, None], ms * weight)
+    return CostTable([Timing(1, 0, 170, plain), Timing(1, k_max, 170, plain + k_max * draft)])
+
+
+def _stops(row: dict[str, Any], deepest: int) -> int:
+    """Rounds that drew a step of the drafter and threw it away because it was unsure."""
+    full = row["drafted"][deepest - 1] if len(row["drafted"]) >= deepest else 0
+    return row["rounds"] - full if row["arm"] == "on" else 0
+
+
+def tables(k_max: int) -> dict[str, CostTable]:
+    rounds = json.loads((RESULTS / "cuda_rounds.json").read_text("utf-8"))
+    cpu = json.loads((RESULTS / "embedded_cpu.json").read_text("utf-8"))
+    found = {f"{size}, batch 1": gpu_table(size, rounds) for size in SIZES}
+    return {**found, "embedded pair on the CPU": cpu_table(cpu, k_max)}
+
+
+def one(bench: Workbench) -> dict[str, Any]:
+    """All policies on one trace."""
+    results = [bench.play(make(name, bench.table, bench.k_max), name) for name in ("auto", *OTHERS)]
+    informed = bench.informed()
+    bounds = [bench.clairvoyant(), *([informed] if informed else [])]
+    summary = summarise(bench, results, bench.statics(), bounds)
+    summary["recovery_rounds"] = recoveries(bench, results[0])
+    return summary
+
+
+def segment_rates(bench: Workbench) -> dict[str, list[float]]:
+    """Tokens a millisecond of every constant k, by kind of text."""
+    found: dict[str, list[float]] = {}
+    for static in bench.statics():
+        for kind in set(static.categories):
+            at = [i for i, category in enumerate(static.categories) if category == kind]
+            rate = sum(static.tokens[i] for i in at) / sum(static.ms[i] for i in at)
+            found.setdefault(kind, []).append(rate)
+    return found
+
+
+def recoveries(bench: Workbench, result: Result) -> list[int | None]:
+    """Rounds after each change within a request until the choices are settled.
+
+    Settled: over 8 rounds the chosen k are, in the mean of the new text's rates, worth 95% of its best constant k.
+    None where that does not happen before the next change.
+    """
+    if bench.trace.source.split(",")[0] != "synthetic: changing":
+        return []
+    rates, kinds = segment_rates(bench), result.categories
+    starts = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
+    return [settled(rates[kinds[at]], result.ks[at:end])
+            for at, end in zip(starts, [*starts[1:], len(kinds)], strict=True)]  # fmt: skip
+
+
+def settled(rates: list[float], ks: list[int]) -> int | None:
+    """The first of 8 rounds whose mean rate is 95% of the best."""
+    worth = [rates[k] / max(rates) for k in ks]
+    return next((i for i in range(len(worth) - SPAN + 1) if np.mean(worth[i : i + SPAN]) >= SETTLED), None)
+
+
+def judge(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What of the aims is reached, with the worst figure over all runs."""
+
+    def worst(figure: str, kinds: tuple[str, ...]) -> float:
+        return min(run["policies"]["auto"][figure] for run in runs if run["workload"] in kinds)
+
+    waits = [wait for run in runs for wait in run["recovery_rounds"]]
+    known = [wait for wait in waits if wait is not None]
+    aims = {
+        "stationary: worst against the best constant k": (worst("over_best_static", STATIONARY), -0.02),
+        "mixed: worst against the best constant k": (worst("over_best_static", ("mixed",)), 0.05),
+        "all: worst against k = 0": (worst("over_plain", tuple(WORKLOADS)), -0.02),
+    }
+    judged = {name: {"figure": figure, "aim": aim, "reached": figure >= aim} for name, (figure, aim) in aims.items()}
+    longest = {"figure": max(known, default=None), "aim": 50, "changes": len(waits), "never": waits.count(None),
+               "within": sum(w <= 50 for w in known), "median": float(np.median(known)) if known else None,
+               "reached": len(known) == len(waits) and max(known, default=0) <= 50}  # fmt: skip
+    return {**judged, "changing: longest recovery in rounds": longest}
+
+
+def mean_row(name: str, workload: str, runs: list[dict[str, Any]]) -> list[str]:
+    def over(policy: str, figure: str = "over_best_static", where: str = "policies") -> str:
+        values = [run[where][policy][figure] for run in runs]
+        return f"{np.mean(values):+.1%} ({min(values):+.1%})"
+
+    ks = sorted({run["best_static_k"] for run in runs})
+    return [name, workload, ",".join(map(str, ks)), over("auto"), over("auto", "over_plain"),
+            *map(over, OTHERS), *(over(bound, where="bounds") for bound in ("informed", "clairvoyant"))]  # fmt: skip
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, default=RESULTS / "controller_sim.json")
+    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--tokens", type=int, default=12_000)
+    made.add_argument("--k-max", type=int, default=8)
+    options = made.parse_args()
+    costs = tables(options.k_max)
+    settings = {"seeds": options.seeds, "tokens": options.tokens, "k_max": options.k_max}
+    record = head("paceline-controller-sim/1", ["synthetic traces", "round times measured"], settings)
+    record["costs"] = {name: [round(ms, 4) for ms in table.times(1, 170).tolist()] for name, table in costs.items()}
+    runs, lines = [], []
+    for name, table in costs.items():
+        for workload in WORKLOADS:
+            some = [
+                {"cost": name, "workload": workload, "seed": seed}
+                | one(Workbench(generate(workload, options.tokens, options.k_max, seed), table))
+                for seed in range(options.seeds)
+            ]
+            lines.append(mean_row(name, workload, some))
+            runs += some
+    show("against the best constant k: mean (worst)",
+         ["times", "text", "best k", "auto", "auto vs k = 0", *OTHERS, "informed", "clairvoyant"], lines)  # fmt: skip
+    by_cost = {name: judge([run for run in runs if run["cost"] == name]) for name in costs}
+    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost}})
+
+
+if __name__ == "__main__":
+    main()

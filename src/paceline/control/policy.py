@@ -1,0 +1,139 @@
+"""Who chooses the draft length: the interface, and the simple policies that the controller is measured against.
+
+A policy knows the rounds before this one and nothing of the round it chooses for: on a GPU a round runs as one graph,
+without a word to the host. In particular a choice never looks at drafted tokens, so it cannot bend what is emitted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.control.predict import logit
+from paceline.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known before a round: whose it is, its batch and context, and the experts it may meet (`CostTable`)."""
+
+    request: str
+    batch: int = 1
+    context: int = 0
+    overlap: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A finished round: k drafts, of which `accepted` were kept, and the drafter's margins or confidences, [k] each.
+
+    Either may be empty where the drafter does not tell. ms: how long it took.
+    """
+
+    request: str
+    k: int
+    accepted: int
+    ms: float
+    batch: int = 1
+    context: int = 0
+    margins: tuple[float, ...] = ()
+    confidences: tuple[float, ...] = ()
+
+    @property
+    def certainty(self) -> tuple[float, ...]:
+        """One number for each draft: the margin, else the logit of the confidence, else nothing known (0)."""
+        if self.margins:
+            return tuple(min(margin, 12.0) for margin in self.margins)
+        return tuple(logit(p) for p in self.confidences) or (0.0,) * self.k
+
+
+class Policy(Protocol):
+    """Chooses draft lengths. `reason` says in words why the last choice was made."""
+
+    reason: str
+
+    def choose(self, state: State) -> int:
+        """How many tokens to draft in the coming round."""
+
+    def observe(self, served: Served) -> None:
+        """A round has finished."""
+
+
+class Constant:
+    """Always the same k."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.reason = k, f"constant: k = {k}"
+
+    def choose(self, state: State) -> int:
+        return self.k
+
+    def observe(self, served: Served) -> None:
+        """Learns nothing."""
+
+
+class Heuristic:
+    """The "heuristic" schedule of Hugging Face Transformers: two more if all drafts were accepted, else one fewer."""
+
+    def __init__(self, k_max: int, start: int = 5) -> None:
+        self.k_max, self.first, self.reason = k_max, min(start, k_max), ""
+        self.ks: dict[str, int] = {}
+
+    def choose(self, state: State) -> int:
+        k = self.ks.get(state.request, self.first)
+        self.reason = f"heuristic: k = {k} after the last round"
+        return k
+
+    def observe(self, served: Served) -> None:
+        k = served.k + 2 if served.accepted == served.k else served.k - 1
+        self.ks[served.request] = max(1, min(k, self.k_max))
+
+
+class Confidence:
+    """Drafts as far as the drafter's running confidence stays above a threshold, by the rounds before.
+
+    The rule of `--min-confidence`, a round late. Confidence by position is averaged over the request; a position
+    that is not drafted drifts to the last that was.
+    """
+
+    def __init__(self, k_max: int, threshold: float = 0.4, weight: float = 0.3) -> None:
+        self.k_max, self.threshold, self.weight, self.reason = k_max, threshold, weight, ""
+        self.sure: dict[str, list[float]] = {}
+
+    def choose(self, state: State) -> int:
+        sure = self.sure.get(state.request, [0.8])
+        whole, k = 1.0, 0
+        while k < self.k_max:
+            whole *= sure[min(k, len(sure) - 1)]
+            if whole < self.threshold:
+                break
+            k += 1
+        # One draft at least: without any, its confidence would never be heard of again.
+        self.reason = f"confidence: a draft of {k} was at least {self.threshold} sure of late"
+        return max(k, 1)
+
+    def observe(self, served: Served) -> None:
+        heard = served.confidences or tuple(1.0 / (1.0 + math.exp(-m)) for m in served.margins)
+        sure = self.sure.setdefault(served.request, [])
+        for j, p in enumerate(heard):
+            if j < len(sure):
+                sure[j] += self.weight * (p - sure[j])
+            else:
+                sure.append(p)
+        # What is not drafted is not heard: without forgetting, one unsure round would keep drafts short for ever.
+        for j in range(len(heard), len(sure)):
+            sure[j] += self.weight * ((heard[-1] if heard else 0.8) - sure[j])
+        if not sure:
+            sure.append(0.8)
+
+
+def parse_number(text: str, low: float, high: float, what: str) -> float:
+    """A number of a policy's name; UsageError outside [low, high]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise UsageError(f"{what} must be a number from {low:g} to {high:g}, not {text!r}")
+    return value

@@ -1,0 +1,90 @@
+"""Round times by batch, draft length and context."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paceline.control.cost import CostTable, Timing, read_table
+from paceline.errors import UsageError
+
+LINE = [Timing(1, 0, 100, 10.0), Timing(1, 2, 100, 12.0), Timing(1, 4, 100, 16.0)]
+FULL = [*LINE, Timing(1, 0, 200, 20.0), Timing(1, 4, 200, 24.0), Timing(4, 0, 100, 40.0), Timing(4, 4, 100, 64.0)]
+
+
+def test_times_are_linear_between_what_was_measured() -> None:
+    table = CostTable(FULL)
+    assert table.times(1, 100).tolist() == pytest.approx([10, 11, 12, 14, 16])
+    assert table.ms(0, context=150) == pytest.approx(15)
+    assert table.ms(4, context=150) == pytest.approx(20)
+    assert table.ms(0, batch=2, context=100) == pytest.approx(20)
+    assert table.ms(4, batch=99, context=1) == pytest.approx(64)
+
+
+def test_a_bucket_of_few_k_takes_the_shape_of_the_fullest() -> None:
+    table = CostTable(FULL)
+    assert table.ms(2, context=200) == pytest.approx(12 * (20 / 10 + 24 / 16) / 2)
+
+
+def test_more_experts_cost_more_where_their_price_is_known() -> None:
+    rows = [Timing(1, 0, 0, 2.0, 8.0), Timing(1, 4, 0, 6.0, 32.0)]
+    table = CostTable(rows, ms_per_expert=0.1)
+    assert table.ms(4, overlap=0.75) == pytest.approx(6.0 - 0.1 * 8)
+    assert CostTable(rows).ms(4, overlap=0.75) == pytest.approx(6.0)
+
+
+def test_served_rounds_correct_the_table() -> None:
+    table = CostTable(LINE)
+    for _ in range(300):
+        table.observe(2, 18.0, context=100)
+    assert table.ms(2, context=100) == pytest.approx(18.0, rel=0.01)
+    # A machine grown slower makes no k look cheap that was not in use.
+    assert table.ms(0, context=100) > 11.5
+
+
+def test_a_stall_hardly_moves_the_table_and_nonsense_does_not() -> None:
+    table = CostTable(LINE)
+    table.observe(2, 5000.0, context=100)
+    assert 12.0 < table.ms(2, context=100) < 12.0 * 1.05
+    before = table.times(1, 100).tolist()
+    for ms in (0.0, -1.0, float("nan"), float("inf")):
+        table.observe(2, ms, context=100)
+    assert table.times(1, 100).tolist() == before
+
+
+def test_a_copy_learns_alone() -> None:
+    table = CostTable(LINE)
+    table.copy().observe(2, 15.0, context=100)
+    assert table.ms(2, context=100) == pytest.approx(12.0)
+
+
+GOOD: dict[str, Any] = {"batch": 1, "k": 0, "context": 0, "ms": 2.0}
+LONGER = {**GOOD, "k": 4, "ms": 3.0}
+BAD: list[tuple[Any, str]] = [
+    ([], "holds no rows"),
+    ({"rows": []}, "holds no rows"),
+    ({"rows": [GOOD]}, "at least one longer k"),
+    ({"rows": [3]}, "row 1: expected an object"),
+    ({"rows": [GOOD, {**LONGER, "k": 16}]}, "row 2: k must be a whole number from 0 to 15, not 16"),
+    ({"rows": [GOOD, {**LONGER, "batch": 0}]}, "batch must be a whole number from 1"),
+    ({"rows": [GOOD, {**LONGER, "ms": 0}]}, "row 2: ms must be a positive number, not 0"),
+    ({"rows": [GOOD, {**LONGER, "distinct_experts": "many"}]}, "distinct_experts must be a positive number"),
+    ({"rows": [GOOD, LONGER], "ms_per_expert": -1}, "ms_per_expert must be a number from 0 up"),
+]
+
+
+@pytest.mark.parametrize(("data", "match"), BAD)
+def test_bad_tables_are_refused(tmp_path: Path, data: Any, match: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=match):
+        read_table(path)
+
+
+def test_a_file_of_bench_shape_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"schema": "paceline-shape/1", "rows": [GOOD | {"distinct_experts": None}, LONGER]}))
+    assert read_table(path).times().tolist() == pytest.approx([2.0, 2.25, 2.5, 2.75, 3.0])

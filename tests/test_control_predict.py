@@ -1,0 +1,76 @@
+"""Acceptance learnt from verified positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paceline.control.predict import Acceptance, expected_tokens, newton
+
+
+def served(model: Acceptance, law: list[float], rounds: int, censor: bool = True, spread: float = 0.0) -> None:
+    """Feeds rounds whose conditional acceptance is `law` on average, the logit of each round moved by `spread`."""
+    noise = np.random.default_rng(0)
+    logits = np.log(np.array(law) / (1 - np.array(law)))
+    for _ in range(rounds):
+        p = 1 / (1 + np.exp(-(logits + spread * noise.standard_normal())))
+        hits = noise.random(len(law)) < p
+        accepted = int(np.cumprod(hits).sum()) if censor else int(hits.sum())
+        model.observe("a", accepted, [1.0] * len(law))
+
+
+def test_newton_finds_the_weights_of_a_logistic_law() -> None:
+    noise = np.random.default_rng(1)
+    x = np.column_stack([np.ones(20_000), noise.standard_normal((20_000, 2))])
+    y = (noise.random(20_000) < 1 / (1 + np.exp(-(x @ [0.5, 1.0, -0.7] + 0.3)))).astype(float)
+    found = newton(x, np.full(20_000, 0.3), y, np.zeros(3), np.full(3, 1e-3))
+    assert found == pytest.approx([0.5, 1.0, -0.7], abs=0.06)
+
+
+def test_positions_are_learnt_in_spite_of_censoring() -> None:
+    law = [0.8, 0.6, 0.9, 0.7]
+    model = Acceptance(4)
+    served(model, law, 1500)
+    assert model.law("new") == pytest.approx(law, abs=0.12)
+    # The control: counting what was never verified as verified gives another law.
+    wrong = Acceptance(4)
+    served(wrong, law, 1500, censor=False)
+    assert wrong.law("new") != pytest.approx(law, abs=0.12)
+
+
+def test_positions_behind_a_rejection_teach_nothing() -> None:
+    model = Acceptance(4)
+    for _ in range(50):
+        model.observe("a", 1, [1.0] * 4)
+    assert [samples.seen for samples in model.samples] == [50, 50, 0, 0]
+
+
+def test_a_prior_holds_until_rounds_speak() -> None:
+    model = Acceptance(3, prior=[0.9, 0.5, 0.2])
+    assert model.law("a") == pytest.approx([0.9, 0.5, 0.2])
+    served(model, [0.3, 0.3, 0.3], 600)
+    assert model.law("b")[0] == pytest.approx(0.3, abs=0.12)
+
+
+def test_a_request_has_its_own_bias() -> None:
+    model = Acceptance(2)
+    for _ in range(40):
+        model.observe("good", 2, [1.0, 1.0])
+        model.observe("bad", 0, [1.0, 1.0])
+    assert model.law("good")[0] > model.law("new")[0] + 0.1
+    assert model.law("bad")[0] < model.law("new")[0] - 0.1
+
+
+def test_a_surer_drafter_is_expected_to_be_right() -> None:
+    noise, model = np.random.default_rng(2), Acceptance(1)
+    for i in range(400):
+        sure = i // 10 % 2  # ten rounds of each
+        model.observe("a", int(noise.random() < (0.9 if sure else 0.3)), [4.0 if sure else 0.5])
+    for name, mark in (("sure", 4.0), ("unsure", 0.5)):
+        for hit in (1, 0):
+            model.observe(name, hit, [mark])
+    assert model.law("sure")[0] > model.law("unsure")[0] + 0.1
+
+
+def test_expected_tokens_are_those_of_a_chain() -> None:
+    assert expected_tokens(np.array([0.5, 0.5])).tolist() == [1.0, 1.5, 1.75]
