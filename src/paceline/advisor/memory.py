@@ -1,0 +1,121 @@
+"""What a size takes on a machine, class by class, and the longest context that fits.
+
+The arithmetic of caches is the engine's own (`paceline.device.memory.Need`); what must stay free to work in is its
+margin too, shown here in parts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import asdict, dataclass
+
+from paceline import roofline
+from paceline.cache import PAGE
+from paceline.config import DrafterConfig, TextConfig
+from paceline.device.memory import MARGIN_BYTES, Need, rope_bytes
+from paceline.errors import UsageError
+
+PRECISIONS: dict[str, float] = {"bf16": 16.0, "8 bit": 8.0, "4.5 bit": 4.5}
+"""Bits of a weight, scales counted in: 4.5 is what 4-bit blocks of 32 weights with their scales take."""
+CHUNK = 2048  # rows of a prompt that pass at once
+GRAPH_BYTES = 256 << 20  # assumed: recorded rounds keep their own work space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What is asked for: sequences side by side, tokens of each (prompt and answer), and the drafter."""
+
+    batch: int = 1
+    context: int = 8192
+    drafter: bool = True
+    int8_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.context < 1:
+            raise UsageError(f"batch and context must be at least 1, not {min(self.batch, self.context)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes by class. kv_sliding: rings of the window. kv_full: pages of the whole context. rope: rotary tables."""
+
+    target: float
+    drafter: float
+    draft_head: float
+    kv_sliding: float
+    kv_full: float
+    rope: float
+    activations: float
+    graphs: float
+    margin: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(asdict(self).values()))
+
+    @property
+    def weights(self) -> float:
+        """What does not depend on the context."""
+        return self.target + self.drafter + self.draft_head
+
+
+def plan(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use) -> Plan:
+    """The memory plan; `bits` of a target's weight, while the drafter, keys and values are bf16."""
+    need = _need(config)
+    sliding = need.bytes(use.batch, PAGE) - _one_page(config, use.batch)
+    activations, graphs = activation_bytes(config), float(GRAPH_BYTES)
+    rope = float(rope_bytes(config, use.context))
+    return Plan(
+        target=roofline.parameters(config).total * bits / 8,
+        drafter=drafter_bytes(drafter) if use.drafter else 0.0,
+        draft_head=head_bytes(drafter) if use.drafter and use.int8_head else 0.0,
+        kv_sliding=sliding,
+        kv_full=need.bytes(use.batch, use.context) - sliding - rope,
+        rope=rope,
+        activations=activations,
+        graphs=graphs,
+        margin=max(0.0, MARGIN_BYTES - activations - graphs),
+    )
+
+
+def _need(config: TextConfig) -> Need:
+    return Need(config=config, weights=0)
+
+
+def _one_page(config: TextConfig, batch: int) -> float:
+    """What `Need.bytes` counts besides rings at a context of one page: pages of the full layers, rotary tables."""
+    _, full = roofline.kv_per_token(config)
+    return (batch + 1) * PAGE * full + rope_bytes(config, PAGE)
+
+
+def drafter_bytes(drafter: DrafterConfig) -> float:
+    """A drafter in bf16, its clusters' int64 ids counted in."""
+    ids = drafter.text.vocab * roofline.ID_BYTES if drafter.centroids else 0
+    order = drafter.text.vocab if drafter.centroids else 0  # `drafter_parameters` counts the ids as parameters
+    return 2.0 * (roofline.drafter_parameters(drafter) - order) + ids
+
+
+def head_bytes(drafter: DrafterConfig) -> float:
+    """An int8 copy of a dense head, beside the stored one."""
+    return 0.0 if drafter.centroids else float(drafter.text.vocab * (drafter.text.hidden + 4))
+
+
+def activation_bytes(config: TextConfig) -> float:
+    """An estimate for a chunk of a prompt: residual, queries and the widest products of a layer, and fp32 logits."""
+    widest = max(2 * c.intermediate + c.heads * c.head_dim for c in config.layers)
+    experts = config.experts.active * 2 * config.experts.intermediate if config.experts else 0
+    return 2.0 * CHUNK * (4 * config.hidden + widest + experts) + 16 * 4 * config.vocab
+
+
+def fits(found: Plan, room: float) -> float:
+    """Bytes left over in `room`; below zero, bytes that are missing."""
+    return room - found.total
+
+
+def longest_context(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use, room: float) -> int:
+    """The longest context, in whole pages, that each of the batch's sequences can have; 0 where not one page fits."""
+    fixed = plan(config, drafter, bits, use)
+    left = room - fixed.weights - fixed.activations - fixed.graphs - fixed.margin
+    most = config.max_positions // PAGE
+    return PAGE * bisect_right(range(1, most + 1), left, key=lambda n: _need(config).bytes(use.batch, n * PAGE))

@@ -1,0 +1,191 @@
+"""Verdicts, reasons, changes and commands, and `paceline advise` on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from shell import Shell
+
+from paceline import cli
+from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision, Wish, advise
+from paceline.advisor.commands import ENGINES, Setup, commands
+from paceline.advisor.machines import Machine, find
+from paceline.advisor.report import record
+from paceline.errors import UsageError
+from paceline.shapes import SHAPES
+
+CARD = Machine(name="24 GB", kind="cuda", memory=24e9, bandwidth=936e9)
+
+
+def row(advice: Advice, size: str, precision: str) -> Decision:
+    return next(d for d in advice.decisions if (d.size, d.precision) == (size, precision))
+
+
+def judged(machine: Machine, size: str, precision: str, **wish: int) -> Decision:
+    return row(advise(machine, Wish(target=size, **wish)), size, precision)  # type: ignore[arg-type]
+
+
+def test_31b_in_4_bits_on_24_gb_fits_at_32k_and_not_at_128k() -> None:
+    short, long = (judged(CARD, "31b", "4.5 bit", context=n) for n in (32768, 131072))
+    assert short.fits
+    assert short.spare > 0
+    assert long.verdict == TOO_LARGE
+    assert "GB are missing" in long.reason
+    assert 32768 <= short.longest < 131072
+    assert f"a context of {short.longest} tokens fits" in long.change
+
+
+@pytest.mark.parametrize("machine", ["rtx4090", "m4 pro", "gb10", "strix halo"])
+def test_26b_alone_on_modest_hardware_is_flagged(machine: str) -> None:
+    found = judged(find(machine), "26b-a4b", "4.5 bit")
+    assert found.verdict == CAUTION
+    assert "batch 4 to 8" in found.reason
+    assert "--batch 4" in found.change
+
+
+def test_26b_is_not_flagged_side_by_side_or_on_a_fast_machine() -> None:
+    assert "experts" not in judged(find("gb10"), "26b-a4b", "4.5 bit", batch=4).reason
+    assert judged(find("h100"), "26b-a4b", "bf16").verdict == FITS
+
+
+@pytest.mark.parametrize("size", ["e2b", "e4b"])
+def test_small_sizes_are_for_single_users_on_small_devices(size: str) -> None:
+    small = judged(find("phone"), size, "4.5 bit")
+    assert small.verdict == FITS
+    assert "single user" in small.reason
+    for large in (judged(find("h100"), size, "bf16"), judged(find("rtx 3060"), size, "4.5 bit", batch=8)):
+        assert large.verdict == CAUTION
+        assert "single users on small devices" in large.reason
+
+
+def test_every_size_at_every_precision_has_a_verdict_and_a_reason() -> None:
+    found = advise(CARD, Wish())
+    assert len(found.decisions) == 3 * len(SHAPES)
+    for decision in found.decisions:
+        assert decision.reason
+        assert decision.fits == (decision.spare >= 0)
+        assert decision.fits == bool(decision.commands)
+        assert decision.fits or decision.change
+
+
+def test_the_recommended_one_is_the_largest_that_fits_and_is_fast_enough() -> None:
+    def best(machine: str, **wish: int) -> tuple[str, str]:
+        found = advise(find(machine), Wish(**wish)).best  # type: ignore[arg-type]
+        assert found is not None
+        return found.size, found.precision
+
+    assert best("h100") == ("31b", "bf16")
+    assert best("rtx4090") == ("31b", "4.5 bit")
+    assert best("rtx 3060") == ("12b", "4.5 bit")
+    assert best("phone") == ("e4b", "4.5 bit")
+    slow = advise(Machine(name="slow", kind="any", memory=200e9, bandwidth=20e9), Wish()).best
+    assert slow is not None
+    assert slow.size != "31b"
+
+
+def test_nothing_fits() -> None:
+    found = advise(Machine(name="tiny", kind="any", memory=2e9, bandwidth=1e11), Wish())
+    assert found.best is None
+    assert {d.change for d in found.decisions} == {NO_STEP}
+
+
+def test_steps_come_cheapest_first() -> None:
+    assert "of the 16 texts" in judged(find("h100"), "31b", "bf16", batch=16).change
+    assert judged(CARD, "12b", "bf16").change == "at 8 bit it fits"
+
+
+def test_wishes_are_checked() -> None:
+    for wrong, match in (({"target": "70b"}, "no size"), ({"output": 8192}, "output"), ({"batch": 0}, "batch")):
+        with pytest.raises(UsageError, match=match):
+            Wish(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="300000"):
+        advise(CARD, Wish(context=300000))
+    found = advise(find("h100"), Wish(context=200000))
+    assert "at most 131072" in row(found, "e2b", "4.5 bit").reason
+
+
+def setup(**chosen: object) -> Setup:
+    base: dict[str, object] = {"size": "31b", "precision": "bf16", "k": 4, "batch": 1, "context": 8192, "kind": "cuda"}
+    return Setup(**(base | chosen))  # type: ignore[arg-type]
+
+
+def test_commands() -> None:
+    found = commands(setup(int8_head=True))
+    assert set(found) == set(ENGINES) - {"MLX"}
+    assert found["Paceline"] == (
+        "paceline chat --target google/gemma-4-31B-it --k 4 --device cuda --context 8192 --sequences 1"
+        " --draft-head int8"
+    )
+    assert '"num_speculative_tokens":4' in found["vLLM"]
+    assert "--speculative-num-steps 4 --speculative-num-draft-tokens 5" in found["SGLang"]
+    assert "--draft-block-size 5" in commands(setup(kind="apple"))["MLX"]
+    assert "Paceline" not in commands(setup(precision="8 bit"))
+    assert "vLLM" not in commands(setup(size="26b-a4b", precision="4.5 bit"))
+    assert "Transformers" not in commands(setup(batch=2))
+    assert "--speculative-num-steps 3" in commands(setup(batch=2))["SGLang"]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "apple", "any"])
+def test_without_drafts_no_command_names_a_drafter(kind: str) -> None:
+    for command in commands(setup(k=0, kind=kind)).values():
+        assert "assistant" not in command
+        assert "spec" not in command
+        assert "<drafter" not in command
+
+
+def test_paceline_commands_name_flags_that_exist() -> None:
+    import typer
+
+    chat = typer.main.get_command(cli.app).commands["chat"]  # type: ignore[attr-defined]
+    known = {name for option in chat.params for name in option.opts}
+    for chosen in ({"int8_head": True}, {"k": 0}, {"kind": "cpu"}):
+        words = commands(setup(**chosen))["Paceline"].split()
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_record_is_json_and_says_what_it_is() -> None:
+    found = json.loads(json.dumps(record(advise(CARD, Wish())), allow_nan=False))
+    assert found["label"] == "predicted, not measured"
+    assert found["decisions"][found["recommended"]]["size"] == "31b"
+    assert found["calibration"]["provenance"]["gpu"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["paceline", "advise", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "--gpu", "rtx4090", "--json", "--explain")
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["machine"]["name"] == "RTX 4090"
+    assert "Recommended: 31B at 4.5 bit" in err
+    assert "predicted, not measured" in err
+    assert "memory by class" in err
+    monkeypatch.setenv("COLUMNS", "80")
+    run(monkeypatch, "--gpu", "h100")
+    assert "\u2026" not in capsys.readouterr().out  # nothing is cut off on a narrow terminal
+    run(monkeypatch, "--gpu", "phone", "--target", "e2b")
+    assert "E2B at k = 2 1.30x (predicted" in capsys.readouterr().out
+    run(monkeypatch, "--memory", "24GB", "--target", "E2B")
+    out, err = capsys.readouterr()
+    assert "bandwidth is unknown" in out
+    assert not err
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--gpu", "rtx4091"), "did you mean RTX 4090"),
+        (("--memory", "24"), "memory needs a number and its unit"),
+        (("--memory=-24GB",), "above zero"),
+        (("--gpu", "h100", "--target", "70b"), "there is no size '70b'"),
+        (("--gpu", "h100", "--category", "x"), "there is no category 'x'"),
+    ],
+)
+def test_bad_input_is_one_sentence(shell: Shell, words: tuple[str, ...], wanted: str) -> None:
+    shell.refuses_in_one_line(wanted, "advise", *words)
