@@ -17,11 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figures:([\w-]+?)(\.line)? -->)(.*?)(<!-- /figures -->)", re.DOTALL)
 Record = dict[str, Any]
-SOURCES = {"headline": "embedded_cpu", "transformers": "vs_transformers"}
+SOURCES = {"headline": "embedded_cpu", "transformers": "vs_transformers", "cuda_batches": "cuda_rounds",
+           "cuda_kernels": "cuda_rounds"}  # fmt: skip
+# A second table of a record that already has one.
+OTHER_VIEWS = {"cuda_batches": "paceline-cuda-batches/1", "cuda_kernels": "paceline-cuda-kernels/1"}
 SHOWN_ROWS = (1, 5)  # plain decoding, and verification with the usual four drafts
 ARM_NAMES = {
     "paceline": "Paceline",
@@ -41,18 +46,18 @@ def render(text: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         opening, name, line, _, closing = match.groups()
-        body = figures(results / f"{SOURCES.get(name, name)}.json", bool(line))
+        body = figures(results / f"{SOURCES.get(name, name)}.json", bool(line), OTHER_VIEWS.get(name))
         return opening + (body if line else f"\n{body}\n") + closing
 
     return MARKED.sub(fill, text)
 
 
-def figures(path: Path, line: bool) -> str:
-    """The table of one result, or its sentence."""
+def figures(path: Path, line: bool, view: str | None = None) -> str:
+    """The table of one result, or its sentence; `view` names another view than that of its schema."""
     if not path.exists():
         return f"(not measured yet: {path.name})"
     record = json.loads(path.read_text(encoding="utf-8"))
-    table, sentence = VIEWS[record["schema"]]
+    table, sentence = VIEWS[view or record["schema"]]
     return sentence(record) if line else f"{table(record)}\n\n{origin(record, path)}"
 
 
@@ -226,6 +231,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-vs-transformers/1": (peer_table, peer_line),
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
+    **gpu_tables.views(table),
 }
 
 

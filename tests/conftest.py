@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides when a kernel is defined, so this must stand before any import of one.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if TYPE_CHECKING:  # importing these takes seconds, and most test files need neither
     from families import Pair
+    from shell import Shell
     from zoo import Model
 
 
@@ -26,6 +32,28 @@ def quiet_torch() -> Iterator[None]:
     with torch.no_grad():
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
+    """`paceline ...` in an empty folder."""
+    from shell import Shell
+
+    return Shell(monkeypatch, capsys, tmp_path)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU as far as anybody asks; nothing runs on it."""
+    from pretend import pretend
+
+    pretend(monkeypatch)
+
+
+@pytest.fixture
+def no_gpu(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the GPU itself."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import copy, edit_json, rewrite
 from families import Pair
+from shell import COMMANDS, Shell
 
-from paceline import cli
 from paceline.hub import EMBEDDED_PAIR
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -20,47 +19,6 @@ needs_target = pytest.mark.skipif(not (EMBEDDED_PAIR / "target" / "config.json")
 @pytest.fixture
 def pair(pairs: dict[str, Pair]) -> Pair:
     return pairs["e4b"]
-
-
-class Shell:
-    """Runs `paceline ...` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-        self.monkeypatch, self.capsys, self.folder = monkeypatch, capsys, folder
-        monkeypatch.chdir(folder)
-
-    def refuses(self, *words: object) -> str:
-        """Expects exit code 2, silence on stdout, and an untouched folder; returns stderr."""
-        before = sorted(self.folder.rglob("*"))
-        self.monkeypatch.setattr(sys, "argv", ["paceline", *map(str, words)])
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = self.capsys.readouterr()
-        assert caught.value.code == 2
-        assert not out
-        assert "Traceback" not in err
-        assert sorted(self.folder.rglob("*")) == before
-        return str(err)
-
-    def refuses_in_one_line(self, match: str, *words: object) -> None:
-        err = self.refuses(*words)
-        assert err.startswith("paceline: ")
-        assert err.count("\n") == 1
-        assert match in err
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    return Shell(monkeypatch, capsys, tmp_path)
-
-
-COMMANDS: dict[str, list[str]] = {
-    "generate": ["generate", "hello"],
-    "chat": ["chat"],
-    "explain": ["explain"],
-    "bench": ["bench", "--out", "r.json", "--html", "r.html"],
-}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -94,6 +52,11 @@ FLAGS = [
     ("--temperature", "-1", "temperature must be 0"),
     ("--top-k", "-1", "top_k must be"),
     ("--top-p", "0", "top_p must lie"),
+    ("--min-p", "1.5", "min_p must lie in [0, 1]"),
+    ("--repetition-penalty", "0", "repetition_penalty must lie"),
+    ("--presence-penalty", "3", "presence_penalty must lie"),
+    ("--frequency-penalty", "-3", "frequency_penalty must lie"),
+    ("--min-tokens", "999", "min_tokens must lie"),
     ("--seed", "-1", "seed must lie"),
     ("--max-tokens", "0", "max_tokens must be"),
     ("--stop", "", "stop strings must not be empty"),

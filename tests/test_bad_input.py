@@ -233,7 +233,7 @@ def test_advised_draft_length(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"device": "cuda"}, "device 'cuda' is not supported"),
+        ({"device": "cuda"}, "device 'cuda' cannot be used"),
         ({"dtype": "int4"}, "dtype 'int4' is not supported"),
         ({"backend": "magic"}, "unknown backend 'magic'"),
         ({"draft_position": "n+1"}, r"position is 'n' or 'n-1', not 'n\+1'"),

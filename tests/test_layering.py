@@ -10,16 +10,17 @@ from pathlib import Path
 import paceline.errors
 
 ROWS = [
-    "errors types",
-    "config",
+    "errors types acceptance available",
+    "config shapes roofline control",
     "kernels",
     "weights models cache",
-    "sampling drafters",
+    "processors sampling drafters verification",
     "speculate",
     "text hub resolve",
     "engine",
+    "device",
     "llm __init__",
-    "bench train terminal",
+    "advisor bench train terminal",
     "cli __main__",
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import CheckpointError, ConfigError, PacelineError, PromptError, RollbackError, UsageError
-from paceline.types import ChatMessage, Completion, Prompt, SamplingParams, Stats, TokenEvent
+from paceline.types import ChatMessage, Completion, Prompt, SamplingParams, Stats, TokenEvent, TokenLogprobs
 
 if TYPE_CHECKING:
     from paceline.llm import LLM
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingParams",
     "Stats",
     "TokenEvent",
+    "TokenLogprobs",
     "UsageError",
 ]
 

@@ -25,10 +25,13 @@ def load(options: Options, k: int | None) -> LLM:
         started = time.perf_counter()
         llm = LLM.load(resolve(options))
     found = next(d for d in llm.resolved.decisions if d.what == "drafter")
+    aside = llm.describe()
+    if "places" in aside:
+        console.print(f"{aside['gpu']}: room for {aside['places']} texts of {aside['context']} tokens", highlight=False)
     console.print(
         f"loaded {options.target} in {time.perf_counter() - started:.1f} s; drafter: {found.value} ({found.why})"
     )
-    with console.status("compiling the CPU kernels (once a machine, about half a minute)"):
+    with console.status("compiling kernels (once a machine, about half a minute)"):
         llm.warm_up()
     return llm
 

@@ -1,0 +1,204 @@
+"""Finds the tile of every weight of the five sizes on a GPU, and checks that rows keep their bits in all of them.
+
+    python benchmarks/cuda_tiles.py --out benchmarks/results/cuda_tiles.json      (about a minute; needs a GPU)
+    python benchmarks/cuda_tiles.py --adopt benchmarks/results/cuda_tiles.json    (writes kernels/gpu/tuned.json)
+
+A call is timed behind a small kernel, as in a layer, with weights that are not in L2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from paceline.bench import record as files
+from paceline.config import TextConfig
+from paceline.kernels.gpu import matmul as mm
+from paceline.kernels.gpu.launch import cdiv, let_next_start, options, wait
+from paceline.shapes import SHAPES, drafter_config, target_config
+
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+from timing import copy_bandwidth, graph_time
+
+TUNED = Path(mm.__file__).with_name("tuned.json")
+BLOCKS = ((64, 64, 6), (64, 64, 4), (64, 128, 4), (64, 128, 3), (64, 256, 3), (128, 64, 4), (128, 128, 3))
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+LINES = (0, 2, 4, 8)
+WIDE = ((64, 64, 4, 4), (64, 64, 5, 4), (64, 128, 3, 4), (64, 128, 4, 4), (128, 64, 3, 4), (128, 64, 4, 4),
+        (128, 64, 4, 8), (128, 128, 3, 8), (256, 64, 3, 8), (256, 64, 4, 8), (256, 128, 2, 8))  # fmt: skip
+MANY = (20, 40, 80, 160, 2048)
+ROWS = (1, 5)
+BATCHES = (2, 5, 8, 16, 17, 32, 33, 64, 65, 128, 129, 300)
+Weight = tuple[int, int, bool]
+Call = Callable[..., Tensor]
+
+
+def weights_of(config: TextConfig, drafter: bool = False) -> set[Weight]:
+    """(rows, cols, gated) of a decoder's matrices, its LM head left out; a drafter's layers hold queries only."""
+    found: set[Weight] = set()
+    for i, c in enumerate(config.layers):
+        own = 0 if drafter or not config.owns_kv(i) else (1 if c.k_eq_v else 2) * c.kv_heads
+        found |= {
+            ((c.heads + own) * c.head_dim, config.hidden, False),
+            (config.hidden, c.heads * c.head_dim, False),
+            (2 * c.intermediate, config.hidden, True),
+            (config.hidden, c.intermediate, False),
+        }
+    if config.ple_dim:
+        found |= {(config.ple_dim, config.hidden, False), (config.hidden, config.ple_dim, False),
+                  (len(config.layers) * config.ple_dim, config.hidden, False)}  # fmt: skip
+    if config.experts:
+        found.add((config.experts.count, config.hidden, False))
+    return found
+
+
+def all_weights(sizes: list[str]) -> list[Weight]:
+    """Every weight of these sizes and their drafters, each once."""
+    found: set[Weight] = set()
+    for name in sizes:
+        target, small = target_config(name), drafter_config(name)
+        found |= weights_of(target) | weights_of(small.text, drafter=True) | {(target.vocab, target.hidden, False)}
+        found |= {(small.text.hidden, 2 * small.backbone_hidden, False)}
+        found |= {(small.backbone_hidden, small.text.hidden, False)}
+        # With centroids the head's rows are gathered, not multiplied.
+        head = small.centroids.count if small.centroids else small.text.vocab
+        found.add((head, small.text.hidden, False))
+    return sorted(found)
+
+
+def candidates(rows: int, cols: int, gated: bool) -> list[mm.Tile]:
+    """Tiles that leave no column over, fill the device and keep parts long."""
+    found = []
+    for (bn, bk, stages), split in itertools.product(BLOCKS, (1,) if gated else SPLITS):
+        blocks = cdiv(rows, bn) * split
+        whole = cols % bk == 0 and (split == 1 or (cols // split >= 2 * bk and blocks <= 1100))
+        starved = not gated and blocks < 33 and cols // split >= 2 * bk and split < 8
+        if whole and not starved:
+            found.append(mm.Tile(bn, bk, split, stages))
+    return found or [mm.Tile(64, 64, 1, 4)]
+
+
+@triton.jit
+def _small(x, y, n, PDL: tl.constexpr):
+    let_next_start(PDL)
+    wait(PDL)
+    i = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    tl.store(y + i, tl.load(x + i, mask=i < n) + 1.0, mask=i < n)
+
+
+def microseconds(call: Call, weights: list[Tensor], n: int, tile: mm.Tile) -> float:
+    """Of a small kernel and the matmul behind it, n rows."""
+    x = torch.randn(n, weights[0].shape[1], device="cuda", dtype=torch.bfloat16)
+
+    def both(weight: Tensor) -> None:
+        _small[(n,)](x, x, x.numel(), **options(num_warps=8))
+        call(x, weight, tile)
+
+    return round(graph_time(both, [(weight,) for weight in weights], 7), 2)
+
+
+def tune(weight: Weight) -> dict[str, Any]:
+    """The fastest tile of a weight over 1 and 5 rows, and all that were tried."""
+    rows, cols, gated = weight
+    count = max(2, min(40, (200 << 20) // (rows * cols * 2)))
+    copies = [torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) * 0.02 for _ in range(count)]
+    call = mm.gated if gated else mm.linear
+    tried = sorted(
+        (max(microseconds(call, copies, n, tile) for n in ROWS), tile) for tile in candidates(rows, cols, gated)
+    )
+    lines = [tile._replace(lines=n) for (_, tile), n in itertools.product(tried[:2], LINES)]
+    tried = sorted(tried + [(max(microseconds(call, copies, n, tile) for n in ROWS), tile) for tile in lines])
+    best, tile = tried[0]
+    print(f"{rows} x {cols}{' gated' * gated}: {tuple(tile)} {best} us", flush=True)
+    return {"rows": rows, "cols": cols, "gated": gated, "tile": list(tile), "us": best,
+            "tried": [[us, *tile] for us, tile in tried]}  # fmt: skip
+
+
+def bits(weight: Weight) -> dict[str, Any]:
+    """How many of 24 rows differ from the row alone, by how many rows share the call; the same for the library."""
+    rows, cols, gated = weight
+    w = torch.randn(min(rows, 16384), cols, device="cuda", dtype=torch.bfloat16) * 0.02
+    x = torch.randn(max(BATCHES), cols, device="cuda", dtype=torch.bfloat16)
+
+    def ours(x: Tensor) -> Tensor:
+        if gated:
+            return mm.gated(x, w)
+        parts = mm.linear(x, w)
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total
+
+    def differ(call: Callable[[Tensor], Tensor]) -> dict[int, int]:
+        alone = torch.cat([call(x[i : i + 1]) for i in range(24)])
+        return {n: int((call(x[:n])[:24] != alone[: min(n, 24)]).any(1).sum()) for n in BATCHES}
+
+    return {"rows": len(w), "cols": cols, "gated": gated, "ours": differ(ours),
+            "library": differ(lambda x: F.linear(x, w))}  # fmt: skip
+
+
+def wide(weight: Weight, n: int) -> dict[str, Any]:
+    """Microseconds of the cuts that `matmul.launch_of` may choose among for n rows, fastest first."""
+    rows, cols, gated = weight
+    count = 2 if n > 500 else max(2, min(40, (200 << 20) // (rows * cols * 2)))
+    copies = [torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) * 0.02 for _ in range(count)]
+    x = torch.randn(n, cols, device="cuda", dtype=torch.bfloat16)
+    tile, call = mm.tile_of(rows, cols, gated), mm.gated if gated else mm.linear
+    chosen, tried = mm.launch_of(n, tile, rows, gated), []
+    for (bn, bk, stages, warps), inside in itertools.product(WIDE, (False, True)):
+        if (inside and (gated or tile.split == 1)) or cols % bk or (n > 500 and not inside and tile.split > 1):
+            continue
+        cut = mm.Launch(chosen.r, bn, bk, stages, warps, 0, inside)
+        if cut.stages * (cut.bn + cut.r) * cut.bk * 2 > 220 << 10:  # bytes of shared memory
+            continue
+        run = partial(call, x, tile=tile, cut=cut)
+        tried.append((round(graph_time(run, [(copy,) for copy in copies], 5), 1), cut))
+    tried.sort()
+    now = next((us for us, cut in tried if cut == chosen), None)
+    print(f"{n} rows of {rows} x {cols}: {tried[0][0]} us {tuple(tried[0][1])}, chosen {now}", flush=True)
+    return {"n": n, "rows": rows, "cols": cols, "gated": gated, "chosen": list(chosen), "chosen_us": now,
+            "tried": [[us, *cut] for us, cut in tried]}  # fmt: skip
+
+
+def adopt(path: Path) -> None:
+    """Writes the fastest tiles where the kernels look for them."""
+    found = json.loads(path.read_text(encoding="utf-8"))["tiles"]
+    lines = [json.dumps({key: row[key] for key in ("rows", "cols", "gated", "tile")}) for row in found]
+    files.write_text(TUNED, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file for all timings")
+    parser.add_argument("--adopt", type=Path, help="take over the tiles of an earlier --out")
+    parser.add_argument("--sizes", default=",".join(SHAPES))
+    parser.add_argument("--wide", action="store_true", help="cuts for more rows than 16 instead of tiles")
+    flags = parser.parse_args()
+    if flags.adopt:
+        adopt(flags.adopt)
+    if flags.out:
+        weights = all_weights(flags.sizes.split(","))
+        result = {
+            "schema": "paceline-cuda-tiles/1", "labels": ["random weights"], "provenance": files.provenance(),
+            "copy_bandwidth": copy_bandwidth(), "bits": [bits(weight) for weight in weights[:: len(weights) // 8]],
+            "tiles": [tune(weight) for weight in weights] if not flags.wide else [],
+            "wide": [wide(weight, n) for n in MANY for weight in weights] if flags.wide else [],
+        }  # fmt: skip
+        files.write_text(flags.out, json.dumps(result))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,0 +1,202 @@
+"""Tables of the GPU results, for `readme_table.py`: rounds of the sizes, same text, first tokens, the miniature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+CLASSES = ("matmul", "gated matmul", "experts", "LM head", "attention", "norm", "rope and cache", "routing", "gaps")
+NAMES = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b-a4b": "26B-A4B", "31b": "31B"}
+
+
+def row_of(run: Record, batch: int, k: int, context: int = 170) -> Record | None:
+    """The row of a setting, if it was measured."""
+    found = (r for r in run["rows"] if (r["batch"], r["k"], r["context"]) == (batch, k, context))
+    return next(found, None)
+
+
+def best(run: Record, batch: int = 1) -> Record:
+    """The row of a batch with the most tokens per second."""
+    return max((r for r in run["rows"] if r["batch"] == batch), key=rate)
+
+
+def rate(row: Record) -> float:
+    """Tokens per second: measured where the served engine ran, else expected tokens over the round's time."""
+    served: float = row.get("tokens_per_s") or row["batch"] * row["expected_tokens"] / (row["ms"] * 1e-3)
+    return served
+
+
+def time(row: Record | None, bandwidth: float) -> str:
+    """Milliseconds and the share of the copy bandwidth."""
+    return "-" if row is None else f"{row['ms']:.2f} ({share(row, bandwidth):.0%})"
+
+
+def share(row: Record, bandwidth: float) -> float:
+    """Bytes that had to move, over the time they took, over the copy bandwidth."""
+    return float(row["bytes"] / (row["ms"] * 1e-3) / bandwidth)
+
+
+def rounds_table(table: Table) -> Callable[[Record], str]:
+    """Batch 1: round times beside the bound, and tokens per second plain and with the best draft length."""
+
+    def show(record: Record) -> str:
+        rows, top_speed = [], bandwidth(record)
+        for name, runs in record["sizes"].items():
+            alone, contexts = runs["alone"], runs.get("contexts", {"rows": []})
+            plain, top = row_of(alone, 1, 0), best(alone)
+            assert plain is not None
+            rows.append((
+                NAMES[name], f"{plain['bytes'] / 1e9:.1f} GB", f"{plain['bytes'] / top_speed * 1e3:.2f}",
+                time(plain, top_speed), time(row_of(alone, 1, 4), top_speed),
+                time(row_of(contexts, 1, 0, 8192), top_speed),
+                f"{rate(plain):.0f}", f"{rate(top):.0f} (k = {top['k']})",
+            ))  # fmt: skip
+        columns = ("", "bytes a token", "bound, ms", "plain round, ms", "k = 4, ms", "plain at 8k, ms",
+                   "tokens/s plain", "tokens/s, best k")  # fmt: skip
+        note = (
+            f"Batch 1, bf16, context 170; in brackets the bytes that had to move over the time, as a share of the copy"
+            f" bandwidth ({top_speed / 1e12:.2f} TB/s). Random weights, acceptance {described(record)}."
+        )
+        return f"{table(columns, rows)}\n\n{note}"
+
+    return show
+
+
+def bandwidth(record: Record) -> float:
+    """The greatest copy bandwidth measured over the runs of a record."""
+    return float(max(run["copy_bandwidth"] for runs in record["sizes"].values() for run in runs.values()))
+
+
+def described(record: Record) -> str:
+    """The synthetic acceptance in words."""
+    profile = next(iter(record["sizes"].values()))["alone"]["options"]["profile"]
+    first, survive = profile["conditional"][0], math.prod(profile["conditional"][:8])
+    return f"synthetic ({profile['name']}: {first:.2f} at the first draft, {survive:.2f} survive to the eighth)"
+
+
+def rounds_line(record: Record) -> str:
+    """The largest size in a sentence."""
+    alone = record["sizes"]["31b"]["alone"]
+    plain, top = row_of(alone, 1, 0), best(alone)
+    assert plain is not None
+    return (
+        f"31B decodes at {share(plain, bandwidth(record)):.0%} of copy bandwidth; {rate(plain):.0f} tokens/s plain and"
+        f" {rate(top):.0f} with k = {top['k']} (random weights, synthetic acceptance)"
+    )
+
+
+def batches_table(table: Table, record: Record) -> str:
+    """Batches of the sizes that were measured with several: round times, tokens per second plain and at the best k."""
+    rows, speed = [], bandwidth(record)
+    for name, runs in record["sizes"].items():
+        measured = [r for label in ("alone", "batches") for r in runs.get(label, {"rows": []})["rows"]]
+        for batch in sorted({r["batch"] for r in measured if name in ("26b-a4b", "31b")}):
+            own = [r for r in measured if r["batch"] == batch]
+            plain, top = next(r for r in own if r["k"] == 0), max(own, key=rate)
+            four = next((r for r in own if r["k"] == 4), None)
+            experts = f"{plain['distinct_experts']:.0f}" if plain["distinct_experts"] else ""
+            rows.append((NAMES[name], str(batch), time(plain, speed), time(four, speed), experts, f"{rate(plain):.0f}",
+                         f"{rate(top):.0f} (k = {top['k']})"))  # fmt: skip
+    return table(("", "batch", "plain, ms", "k = 4, ms", "experts met, plain", "tokens/s plain", "best k"), rows)
+
+
+def kernels_table(table: Table, record: Record) -> str:
+    """Where a plain round at batch 1 spends its time, by class of kernel, and the gaps between kernels."""
+    rows, classes = [], CLASSES
+    for name, runs in record["sizes"].items():
+        row = row_of(runs["alone"], 1, 0)
+        spent = (row or {}).get("kernels", {})
+        whole = sum(seen["us"] for seen in spent.values())
+        if whole:
+            parts = [spent.get(label, {"us": 0.0})["us"] / whole for label in classes]
+            launches = sum(seen["launches"] for seen in spent.values())
+            rows.append((NAMES[name], f"{launches:.0f}", *(f"{part:.0%}" for part in parts)))
+    return table(("", "launches", *classes), rows)
+
+
+def same_table(table: Table) -> Callable[[Record], str]:
+    """How many texts and tokens were compared, and how many differed."""
+
+    def show(record: Record) -> str:
+        rows = []
+        for name, own in record["sizes"].items():
+            checks = [c for c in own["checks"] if "different" in c]
+            control = own.get("library_control")
+            rows.append((
+                NAMES[name], str(len(checks)), str(sum(c["texts"] for c in checks)),
+                f"{sum(c['tokens'] for c in checks):,}", str(sum(c["different"] for c in checks)),
+                "-" if control is None else f"{control['different']} of {control['texts']}",
+            ))  # fmt: skip
+        columns = ("", "ways of writing", "texts compared", "tokens compared", "texts that differ",
+                   "differ with a library matmul")  # fmt: skip
+        return table(columns, rows)
+
+    return show
+
+
+def same_line(record: Record) -> str:
+    """The outcome in a sentence."""
+    checks = [c for own in record["sizes"].values() for c in own["checks"] if "different" in c]
+    texts, tokens, different = (sum(c[key] for c in checks) for key in ("texts", "tokens", "different"))
+    return f"{different} of {texts:,} texts differ ({tokens:,} tokens, {len(checks)} ways of writing)"
+
+
+def extras_table(table: Table) -> Callable[[Record], str]:
+    """Time to first token of a long prompt, beside what its operations need."""
+
+    def show(record: Record) -> str:
+        rows = [
+            (NAMES[r["shape"]], str(r["prompt"]), f"{sorted(r['seconds'])[len(r['seconds']) // 2] * 1e3:.0f}",
+             f"{r['flops'] / 1e12:.1f}", f"{r['ratio']:.2f}")
+            for r in record["ttft"]
+        ]  # fmt: skip
+        rate = record["ttft"][0]["matmul_rate"] / 1e12
+        columns = ("", "prompt tokens", "first token, ms", "TFLOP", f"over its FLOP at 60% of {rate:.0f} TFLOP/s")
+        return table(columns, rows)
+
+    return show
+
+
+def extras_line(record: Record) -> str:
+    """The miniature on the GPU in a sentence."""
+    e = record["embedded"]
+    different = sum(sum(e[f"temperature {t}"]["different"].values()) for t in ("0", "1"))
+    return (
+        f"the embedded pair, trained on real text: {different} texts differ with drafting on or off, alone or 16 side"
+        f" by side, greedy or sampled ({e['prompts']} prompts, {e['acceptance_length_0_16']:.2f} tokens a round)"
+    )
+
+
+def head_table(table: Table) -> Callable[[Record], str]:
+    """Tokens a round of the embedded pair with each drafter head."""
+
+    def show(record: Record) -> str:
+        found = record["summary"]["tokens_per_round"]
+        rows = [(name, *(f"{found[name][t]:.3f}" for t in ("0", "1"))) for name in found]
+        return table(("drafter's head", "tokens a round, temperature 0", "temperature 1"), rows)
+
+    return show
+
+
+def head_line(record: Record) -> str:
+    """The cost of int8 in a sentence."""
+    found = record["summary"]["tokens_per_round"]
+    return (
+        f"an int8 head keeps {found['dense int8']['0'] / found['dense bf16']['0']:.1%} of the tokens a round at"
+        f" temperature 0, with equal texts ({record['summary']['prompts']} prompts, k = {record['summary']['k']})"
+    )
+
+
+def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]]:
+    """(table, sentence) of each schema."""
+    return {
+        "paceline-cuda-rounds/1": (rounds_table(table), rounds_line),
+        "paceline-cuda-batches/1": (lambda record: batches_table(table, record), rounds_line),
+        "paceline-cuda-kernels/1": (lambda record: kernels_table(table, record), rounds_line),
+        "paceline-cuda-same-text/1": (same_table(table), same_line),
+        "paceline-cuda-extras/1": (extras_table(table), extras_line),
+        "paceline-draft-head/1": (head_table(table), head_line),
+    }
