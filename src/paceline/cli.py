@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from paceline.bench.prompts.cli import app as prompts_app
 from paceline.errors import PacelineError, PromptError, UsageError
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage, SamplingParams
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Imports that take a second (torch, numba) wait inside the commands, so that --help answers at once.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(train_app, name="train")
+app.add_typer(prompts_app, name="prompts")
 
 Target = Annotated[str, typer.Option(help='Checkpoint folder, hub name, or "embedded" (a miniature that ships).')]
 Drafter = Annotated[str, typer.Option(help='"auto" finds the -assistant checkpoint; "none", "ngram", or a checkpoint.')]
@@ -108,7 +110,7 @@ def chat(
 def bench(
     ctx: typer.Context,
     target: Target = "embedded", drafter: Drafter = "auto", k: DraftLength = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL: id, category, and messages or prompt.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file, or a set that `paceline prompts list` names.")] = None,
     sample: Annotated[int | None, typer.Option(help="Use only so many prompts, balanced over categories.")] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="May be repeated; default 0 and 1.")] = None,
     top_k: TopK = 64, top_p: TopP = 0.95, repeats: Annotated[int, typer.Option(help="Runs of each pair.")] = 1,
