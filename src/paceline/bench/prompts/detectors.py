@@ -81,7 +81,7 @@ def _iban(found: str, before: str) -> int:
 
 def _card(found: str, before: str) -> int:
     number = digits(found)
-    return len(found) if number[0] in "23456" and luhn(number) and len(set(number)) > 2 else 0
+    return len(found) if number[0] in "23456" and luhn(number) and len(set(number)) > 1 else 0
 
 
 def _ipv4(found: str, before: str) -> int:
@@ -151,7 +151,7 @@ DETECTORS = (
     Detector("secret", _pattern(rf"(?<![a-z]){KEY_WORD}[\"']?\s*[:=]\s*([\"'])(?P<value>[^\s\"']{{6,}})\1"), _always),
     Detector("secret", _pattern(rf"(?<![a-z]){KEY_WORD}\s*(?:[:=]|\bis\b)\s*(?P<value>{BARE}{{6,}})"), _with_digit),
     Detector("url", _pattern(URL), _url),
-    Detector("email", _pattern(r"(?<![\w.+-])[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}(?![\w-])"), _email),
+    Detector("email", _pattern(r"(?<![\w.+-])[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}(?!\w)"), _email),
     Detector("account", re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _iban),
     Detector("uuid", _pattern(r"(?<![\w-])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![\w-])"), _uuid),
     Detector("phone", re.compile(r"(?<![\w.+])\+\d{1,3}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}(?!\w)"), _phone),

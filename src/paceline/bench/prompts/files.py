@@ -58,13 +58,13 @@ def _head(path: Path) -> bytes:
         size = path.stat().st_size
     except OSError as error:
         raise PromptError(f"cannot read the prompt file {path}: {error.strerror or error}") from None
+    if size > FILE_MIB * MIB:
+        raise PromptError(f"{path} has {size // MIB} MiB, more than {FILE_MIB}; take a part of it")
     for signature, fault in SIGNATURES:
         if start.startswith(signature):
             raise PromptError(f"{path} {fault}")
     if b"\x00" in start:
         raise PromptError(f"{path} is a binary file, not UTF-8 text; give JSON Lines, JSON or CSV")
-    if size > FILE_MIB * MIB:
-        raise PromptError(f"{path} has {size // MIB} MiB, more than {FILE_MIB}; take a part of it")
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         raise PromptError(f"{path} holds no prompts; write one JSON object with id, category and messages on each line")
