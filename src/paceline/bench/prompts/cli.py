@@ -84,7 +84,7 @@ def _tokenizer(name: str) -> Path:
 
 
 def _print_reading(reading: Reading, console: Console) -> None:
-    console.print(f"{reading.kind}: {len(reading.prompts)} prompts", markup=False, highlight=False)
+    console.print(f"read from {reading.kind}: {len(reading.prompts)} prompts", markup=False, highlight=False)
     for note in reading.notes:
         console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
 
@@ -125,9 +125,9 @@ def sample(
 ) -> None:  # fmt: skip
     """Write some prompts, or all, as a file for `paceline bench --prompts`."""
     reading = read(spec, Options(column, turns))
-    _print_reading(reading, Console(stderr=True))
     chosen = reading.prompts if n is None else choose(reading.prompts, n, seed)
     _write(chosen, out, spec, _redactor(redact or redact_words is not None, redact_words))
+    _print_reading(reading, Console(stderr=True))
 
 
 @app.command("redact")
@@ -139,8 +139,8 @@ def redact(
     """Write prompts without addresses, numbers, secrets and given names."""
     redactor = _redactor(True, redact_words)
     reading = read(source, Options(column, turns))
-    _print_reading(reading, Console(stderr=True))
     _write(reading.prompts, out, "redacted", redactor)
+    _print_reading(reading, Console(stderr=True))
 
 
 def _redactor(wanted: bool, words: Path | None) -> Redactor | None:
