@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +347,47 @@ def test_bench_hears_what_was_left_out(mine: Path, capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     assert not out
     assert f"paceline: {mine}: 1 dropped: the same prompt again" in err
+
+
+ODD: list[Any] = [None, 0, -1.5, True, "", "x", [], [None], {}, {"role": 1}, ["a", 1], {"a": {"b": []}}]
+
+
+def spoil(value: Any, rng: random.Random) -> Any:
+    """A copy of `value` in which one node, chosen at random, is something odd or gone."""
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.2:
+        return rng.choice(ODD)
+    if isinstance(value, list):
+        place = rng.randrange(len(value))
+        return [spoil(item, rng) if i == place else item for i, item in enumerate(value)]
+    key = rng.choice(list(value))
+    if rng.random() < 0.2:
+        return {k: v for k, v in value.items() if k != key}
+    return {k: spoil(v, rng) if k == key else v for k, v in value.items()}
+
+
+@pytest.mark.parametrize("row", [CHATGPT, CLAUDE, OPEN_WEBUI, LM_STUDIO, SHAREGPT, *LOGS, {"messages": [USER]}])
+def test_spoilt_rows_are_read_or_refused_but_never_crash(mine: Path, row: dict[str, Any]) -> None:
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        write(mine, spoil(row, rng))
+        try:
+            reading = read_file(mine, Options(turns=rng.choice(["first", "last", "all"])))
+        except PacelineError:
+            refused += 1
+        else:
+            assert all(prompt.prompt and prompt.id and prompt.category for prompt in reading.prompts)
+    assert refused > 10
+
+
+def test_spoilt_bytes_are_read_or_refused_but_never_crash(mine: Path) -> None:
+    rng = random.Random(1)
+    good = (json.dumps(CHATGPT) + "\n").encode() + b'id,prompt\n1,"x"\n' + json.dumps([BODY], indent=1).encode()
+    for _ in range(300):
+        start = rng.randrange(len(good))
+        data = bytearray(good[start : start + rng.randrange(400)])
+        for _ in range(rng.randrange(4)):
+            data[rng.randrange(len(data)) : 0] = bytes([rng.randrange(256)]) if data else b""
+        mine.write_bytes(bytes(data))
+        with contextlib.suppress(PacelineError):
+            read_file(mine)

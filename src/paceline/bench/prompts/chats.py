@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from paceline.bench.prompts.messages import Said, flatten, prompts_of, said
-from paceline.bench.prompts.rows import Candidate, Options, Row, Skipped
+from paceline.bench.prompts.rows import Candidate, Options, Row, Skipped, fields
 from paceline.errors import PromptError
 
 
@@ -39,15 +39,15 @@ def _shown(message: Any) -> bool:
     """Whether a node is part of the talk: not a hidden one, nor the model's thoughts."""
     if not isinstance(message, dict):
         return False
-    hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
-    kind = (message.get("content") or {}).get("content_type")
+    hidden = fields(message.get("metadata")).get("is_visually_hidden_from_conversation")
+    kind = fields(message.get("content")).get("content_type")
     return not hidden and kind not in ("thoughts", "reasoning_recap", "model_editable_context", "user_editable_context")
 
 
 def _chatgpt(message: dict[str, Any], where: str) -> Said:
-    content = message.get("content") or {}
+    content = fields(message.get("content"))
     kind, parts = content.get("content_type"), content.get("parts")
-    role = (message.get("author") or {}).get("role")
+    role = fields(message.get("author")).get("role")
     if kind == "text" and role != "tool":
         return said({"role": role, "content": parts or []}, where)
     if kind == "multimodal_text":
@@ -58,10 +58,10 @@ def _chatgpt(message: dict[str, Any], where: str) -> Said:
 def _branch(nodes: Any, leaf: Any, parent: str, where: str) -> list[dict[str, Any]]:
     """From the root to `leaf`, along the nodes' parents; a loop or a missing node is a PromptError."""
     path: list[dict[str, Any]] = []
-    if not isinstance(nodes, dict) or leaf not in nodes:
+    if not isinstance(nodes, dict) or not isinstance(leaf, str) or leaf not in nodes:
         raise PromptError(f"{where}: the conversation does not say which of its messages is the last; export it again")
     while leaf is not None:
-        node = nodes.get(leaf)
+        node = nodes.get(leaf) if isinstance(leaf, str) else None
         if not isinstance(node, dict) or len(path) > len(nodes):
             raise PromptError(f"{where}: the conversation's messages do not lead back to a first one; export it again")
         path.append(node)
@@ -86,7 +86,7 @@ def _claude(message: Any, where: str) -> Said:
 def open_webui(row: Row, options: Options) -> Iterable[Candidate | Skipped]:
     """A chat of Open WebUI's export: the branch that was last looked at."""
     chat = row.value["chat"]
-    history = chat.get("history") or {}
+    history = fields(chat.get("history"))
     messages = chat.get("messages")
     if history.get("currentId"):
         messages = _branch(history.get("messages"), history["currentId"], "parentId", row.where)

@@ -64,8 +64,10 @@ def _part(part: Any) -> tuple[str, str]:
     return "", next((name for word, name in OTHER_PARTS.items() if word in kind), f"a part of the kind {kind[:20]!r}")
 
 
-def clean(text: str, where: str) -> str:
-    """`text` itself; half a surrogate pair in it is a PromptError."""
+def clean(text: object, where: str) -> str:
+    """`text` itself; what is no string, or holds half a surrogate pair, is a PromptError."""
+    if not isinstance(text, str):
+        raise PromptError(f"{where}: text was expected, not {type(text).__name__}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise PromptError(f"{where}: the text holds half a surrogate pair, which is no character")
     return text

@@ -67,6 +67,11 @@ class Reading:
     notes: list[str] = field(default_factory=list)
 
 
+def fields(value: object) -> dict[str, Any]:
+    """`value` where it is an object, else an empty one: exports leave out and null what they do not need."""
+    return value if isinstance(value, dict) else {}
+
+
 def settings_of(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """The sampling parameters that `row` sets, with their values as JSON."""
     return tuple((key, json.dumps(row[key])[:40]) for key in SAMPLING if row.get(key) is not None)
