@@ -369,7 +369,7 @@ def spoil(value: Any, rng: random.Random) -> Any:
 def test_spoilt_rows_are_read_or_refused_but_never_crash(mine: Path, row: dict[str, Any]) -> None:
     rng = random.Random(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         write(mine, spoil(row, rng))
         try:
             reading = read_file(mine, Options(turns=rng.choice(["first", "last", "all"])))
@@ -387,7 +387,7 @@ def test_spoilt_bytes_are_read_or_refused_but_never_crash(mine: Path) -> None:
         start = rng.randrange(len(good))
         data = bytearray(good[start : start + rng.randrange(400)])
         for _ in range(rng.randrange(4)):
-            data[rng.randrange(len(data)) : 0] = bytes([rng.randrange(256)]) if data else b""
+            data.insert(rng.randrange(len(data) + 1), rng.randrange(256))
         mine.write_bytes(bytes(data))
         with contextlib.suppress(PacelineError):
             read_file(mine)

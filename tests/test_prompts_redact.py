@@ -168,3 +168,72 @@ def test_hostile_text_takes_no_time() -> None:
         start = time.perf_counter()
         Redactor().text(text)
         assert time.perf_counter() - start < 5
+
+
+def with_luhn(digits: str) -> str:
+    return next(digits + check for check in "0123456789" if luhn(digits + check))
+
+
+def with_mod97(country: str, account: str) -> str:
+    return next(found for n in range(2, 99) if mod97(found := f"{country}{n:02d}{account}"))
+
+
+def spaced(text: str, step: int) -> str:
+    return " ".join(text[i : i + step] for i in range(0, len(text), step))
+
+
+def drawn(rng: random.Random) -> dict[str, str]:
+    """One made-up value of each kind."""
+
+    def some(alphabet: str, n: int) -> str:
+        return "".join(rng.choices(alphabet, k=n))
+
+    digits, lower, hexes = "0123456789", "abcdefghijklmnopqrstuvwxyz", "0123456789abcdef"
+    return {
+        "email": f"{some(lower + digits, 8)}.{some(lower, 4)}@{some(lower, 9)}.{rng.choice(['de', 'com', 'co.uk'])}",
+        "phone": f"+{rng.choice(['1', '44', '49', '352'])} {some('123456789', 3)} {some(digits, 3)} {some(digits, 4)}",
+        "url": f"https://{some(lower, 7)}.org/{some(lower + digits, 9)}?q={some(digits, 3)}",
+        "ip": ".".join(str(rng.randrange(20, 120)) for _ in range(4)),
+        "card": spaced(with_luhn("4" + some(digits, 14)), 4),
+        "account": spaced(with_mod97("DE", some(digits, 18)), 4),
+        "secret": some(hexes, 40),
+        "uuid": "-".join(some(hexes, n) for n in (8, 4, 4, 4, 12)),
+    }
+
+
+WRAPS = [
+    "My {0}: {1}.",
+    "({1})",
+    '"{1}",',
+    "is it {1}?",
+    "{1}",
+    "a\n{1}\nb",
+    "[x]({1})",
+    "`{1}`",
+    "<{1}>",
+    "{1}; ok",
+    "to={1}",
+]
+
+
+def test_made_up_values_of_every_kind_go_from_every_surrounding() -> None:
+    rng = random.Random(5)
+    missed = []
+    for _ in range(60):
+        for kind, value in drawn(rng).items():
+            for wrap in WRAPS:
+                redactor = Redactor()
+                redacted = redactor.text(wrap.format(kind, value))
+                if value in redacted or set(redactor.counts) != {kind}:
+                    missed.append((wrap.format(kind, value), redacted))
+    assert not missed, missed[:5]
+
+
+def test_numbers_that_fail_their_check_stay() -> None:
+    """The negative control: the same digits with a wrong check digit are no card and no account."""
+    rng = random.Random(6)
+    for _ in range(200):
+        card = drawn(rng)["card"].replace(" ", "")
+        wrong = card[:-1] + str((int(card[-1]) + rng.randrange(1, 10)) % 10)
+        redactor = Redactor()
+        assert redactor.text(f"order {wrong} today") == f"order {wrong} today"
