@@ -98,7 +98,7 @@ def _print_description(found: Description, console: Console, tokenizer: str) -> 
     console.print(table)
     for name, counts in (("categories", found.categories), ("scripts", found.scripts)):
         console.print(f"{name}: {_counts(counts)}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"with earlier messages: {found.with_history}; beginning as another does: {found.shared_beginning}"
+    console.print(f"with earlier answers: {found.with_history}; beginning as another does: {found.shared_beginning}"
                   + (" (a prefix cache would serve them: turn it off, or say so)" if found.shared_beginning else ""),
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
 

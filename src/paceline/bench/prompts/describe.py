@@ -29,7 +29,11 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What `describe` found; tokens are None without a tokenizer. Scripts count prompts by their commonest script."""
+    """What `describe` found; tokens are None without a tokenizer.
+
+    `scripts` counts prompts by their commonest script, `with_history` those in which the assistant has spoken,
+    `shared_beginning` those that begin as another does.
+    """
 
     prompts: int
     categories: dict[str, int]
@@ -54,7 +58,7 @@ def describe(prompts: list[BenchPrompt], count_tokens: Callable[[str], int] | No
         characters=lengths([len(text) for text in texts]),
         tokens=lengths([count_tokens(text) for text in texts]) if count_tokens else None,
         scripts=dict(Counter(map(_script, texts)).most_common()),
-        with_history=sum(isinstance(prompt.prompt, list) and len(prompt.prompt) > 1 for prompt in prompts),
+        with_history=sum(map(_has_history, prompts)),
         shared_beginning=sum(count for count in beginnings.values() if count > 1),
     )
 
@@ -64,6 +68,10 @@ def text_of(prompt: BenchPrompt) -> str:
     if isinstance(prompt.prompt, str):
         return prompt.prompt
     return "\n\n".join(item["content"] for item in prompt.prompt if not isinstance(item, int))
+
+
+def _has_history(prompt: BenchPrompt) -> bool:
+    return any(item["role"] == "assistant" for item in prompt.prompt if isinstance(item, dict))
 
 
 def lengths(values: list[int]) -> Lengths:
@@ -78,6 +86,8 @@ def lengths(values: list[int]) -> Lengths:
 
 def _script(text: str) -> str:
     """The commonest script among a text's first letters, by the names of its characters; "none" without letters."""
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else "none"  # most texts, told without looking up names
     letters = [character for character in text if character.isalpha()][:LETTERS]
     names = Counter(unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0].capitalize() for letter in letters)
     return names.most_common(1)[0][0] if names else "none"
