@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Share of letters in runs of three small ones or more: about 0.16 in random base64, above 0.5 in names made of words.
+# Share of characters in runs of three small letters or more: on average 0.15 in random base64, 0.7 in names of words.
 WORDY = 0.4
 MARK = "REDACTED"  # how every placeholder of a secret begins
 
