@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Sequence
 
+from paceline.bench.adapters.local import local_contest
+from paceline.bench.harness import Contest, Stage, measure
+from paceline.bench.measurement import Measurement
+from paceline.bench.plan import BenchOptions, plan
 from paceline.bench.prompts import BenchPrompt
 from paceline.types import Completion, Prompt, SamplingParams, Stats
 
@@ -21,6 +27,9 @@ class FakeEngine:
 
     def clock(self) -> float:
         return self.now
+
+    def contest(self, ks: Sequence[int] = (4,)) -> Contest:
+        return local_contest(self, ks)
 
     def generate(self, prompts: list[Prompt], params: SamplingParams, *, k: int) -> list[Completion]:
         if self.fails_at and len(self.calls) == self.fails_at[0]:
@@ -46,3 +55,16 @@ class FakeEngine:
 
 def make_prompts(n: int, categories: int = 2) -> list[BenchPrompt]:
     return [BenchPrompt(f"p{i}", f"cat{i % categories}", f"text {i}") for i in range(n)]
+
+
+def run_fake(
+    engine: FakeEngine, prompts: list[BenchPrompt], options: BenchOptions, ks: Sequence[int] = (4,)
+) -> list[Measurement]:
+    """All rows of a run over a fake engine, on its own clock."""
+    stage = Stage(engine.contest(ks), options)
+
+    async def collect() -> list[Measurement]:
+        steps = plan(prompts, options, list(ks))
+        return [row async for outcome in measure(stage, steps, engine.clock) for row in outcome.rows]
+
+    return asyncio.run(collect())

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from bench_fakes import FakeEngine, make_prompts
+from bench_fakes import FakeEngine, make_prompts, run_fake
 
-from paceline.bench.harness import BenchOptions, arm_orders, check_arms, derive_seed, measure
+from paceline.bench.harness import check_arms
 from paceline.bench.measurement import Measurement
+from paceline.bench.plan import ArmKey, BenchOptions, arm_orders, derive_seed, plan
 from paceline.errors import PacelineError, UsageError
 from paceline.types import Completion, Prompt, SamplingParams
 
 
-def run(engine: FakeEngine, prompts: int = 6, **options: object) -> list[Measurement]:
+def run(engine: FakeEngine, prompts: int = 6, k: int = 4, **options: object) -> list[Measurement]:
     made = BenchOptions(**{"max_tokens": 30, "repeats": 2, **options})  # type: ignore[arg-type]
-    return list(measure(engine, make_prompts(prompts), made, clock=engine.clock))
+    return run_fake(engine, make_prompts(prompts), made, (k,))
 
 
 def test_arms_are_interleaved_and_balanced_over_places() -> None:
     rows = run(FakeEngine(), prompts=12)
-    assert len(rows) == BenchOptions(repeats=2).count(12) == 144
-    assert [row.order for row in rows] == list(range(144))
+    assert len(rows) == 12 * 2 * 2 * 3
     for i in range(0, 144, 3):
         assert {row.arm for row in rows[i : i + 3]} == {"off", "on", "off2"}
         assert len({row.pair_key for row in rows[i : i + 3]}) == 1
@@ -30,7 +30,8 @@ def test_arms_are_interleaved_and_balanced_over_places() -> None:
 
 
 def test_orders_follow_the_seed() -> None:
-    first, again, other = (list(zip(range(30), arm_orders(seed), strict=False)) for seed in (1, 1, 2))
+    arms = [ArmKey(name, 0) for name in "abcd"]
+    first, again, other = (list(zip(range(30), arm_orders(arms, seed), strict=False)) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -48,9 +49,9 @@ def test_arms_share_parameters_and_differ_only_in_k() -> None:
 
 def test_warm_up_runs_both_ways_and_is_not_recorded() -> None:
     engine = FakeEngine()
-    rows = run(engine, warmup=2, repeats=1, temperatures=(0.0,))
-    assert len(engine.calls) == len(rows) + 4
-    assert [k for _, _, k in engine.calls[:4]] == [0, 4, 0, 4]
+    rows = run(engine, warmup=1, repeats=1, temperatures=(0.0,))
+    assert len(engine.calls) == len(rows) + 2  # once an arm: drafting off twice is one arm
+    assert {row.prompt_id for row in rows} == {f"p{i}" for i in range(6)}
 
 
 def test_seconds_are_the_clocks() -> None:
@@ -88,7 +89,9 @@ def test_an_off_arm_that_drafts_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"k": 0}, "k must be"),
+        ({"concurrencies": ()}, "concurrencies must name"),
+        ({"concurrencies": (2, 2)}, "concurrencies must differ"),
+        ({"concurrencies": (0,)}, "concurrency must lie in 1"),
         ({"repeats": 0}, "repeats"),
         ({"warmup": -1}, "warmup"),
         ({"temperatures": ()}, "temperatures must name"),
@@ -106,6 +109,14 @@ def test_options_out_of_range(options: dict[str, object], says: str) -> None:
 
 def test_prompts_must_be_given_and_unique() -> None:
     with pytest.raises(UsageError, match="no prompts"):
-        list(measure(FakeEngine(), [], BenchOptions()))
+        plan([], BenchOptions(), [4])
     with pytest.raises(PacelineError, match="same id"):
-        list(measure(FakeEngine(), make_prompts(1) * 2, BenchOptions()))
+        plan(make_prompts(1) * 2, BenchOptions(), [4])
+    with pytest.raises(UsageError, match="8 requests in flight need as many prompts, and there are 7"):
+        plan(make_prompts(7), BenchOptions(concurrencies=(1, 8)), [4])
+
+
+@pytest.mark.parametrize("ks", [(0,), (), (4, 4)])
+def test_draft_lengths_that_draft_nothing_or_twice(ks: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="k must be at least 1"):
+        FakeEngine().contest(ks)

@@ -14,10 +14,10 @@ import pytest
 from bench_fakes import FakeEngine, make_prompts
 from rich.console import Console
 
-from paceline.bench import harness, record, report
-from paceline.bench.harness import BenchOptions
+from paceline.bench import record, report
+from paceline.bench.plan import BenchOptions
 from paceline.bench.prompts import BenchPrompt
-from paceline.bench.run import run_bench
+from paceline.bench.run import Output, run_bench
 from paceline.errors import UsageError
 
 OPTIONS = BenchOptions(max_tokens=30, temperatures=(0.0, 1.0))
@@ -27,15 +27,8 @@ SUMMARY_KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """run_bench uses the real clock; here each fake engine's own one is asked."""
-    measure = harness.measure
-    monkeypatch.setattr(harness, "measure", lambda llm, prompts, options: measure(llm, prompts, options, llm.clock))
-
-
 def bench(tmp_path: Path, engine: FakeEngine, prompts: list[BenchPrompt] | None = None) -> dict[str, Any]:
-    run_bench(engine, prompts or make_prompts(12), OPTIONS, tmp_path / "r.json", None)
+    run_bench(engine.contest(), prompts or make_prompts(12), OPTIONS, Output(tmp_path / "r.json"), engine.clock)
     stored: dict[str, Any] = json.loads((tmp_path / "r.json").read_text())
     return stored
 
@@ -43,7 +36,8 @@ def bench(tmp_path: Path, engine: FakeEngine, prompts: list[BenchPrompt] | None 
 def test_record_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = FakeEngine(1.5)
     engine.describe = lambda: {"checkpoint": "tiny", "labels": ["random weights"]}  # type: ignore[attr-defined]
-    summary = run_bench(engine, make_prompts(12), OPTIONS, tmp_path / "r.json", tmp_path / "r.html")
+    output = Output(tmp_path / "r.json", tmp_path / "r.html")
+    summary = run_bench(engine.contest(), make_prompts(12), OPTIONS, output, engine.clock)
     stored = json.loads((tmp_path / "r.json").read_text())
     assert stored["summary"] == json.loads(json.dumps(summary))
     assert set(summary) >= SUMMARY_KEYS
@@ -161,7 +155,7 @@ def test_missing_matplotlib_is_told_before_measuring(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     engine = FakeEngine()
     with pytest.raises(UsageError, match=re.escape("pip install paceline[bench]")):
-        run_bench(engine, make_prompts(2), OPTIONS, tmp_path / "r.json", tmp_path / "r.html")
+        run_bench(engine.contest(), make_prompts(2), OPTIONS, Output(tmp_path / "r.json", tmp_path / "r.html"))
     assert engine.calls == []
 
 
@@ -169,7 +163,7 @@ def test_missing_matplotlib_is_told_before_measuring(tmp_path: Path, monkeypatch
 def test_unwritable_output_is_told_before_measuring(tmp_path: Path, where: str) -> None:
     engine = FakeEngine()
     with pytest.raises(UsageError, match="cannot write"):
-        run_bench(engine, make_prompts(2), OPTIONS, tmp_path / where, None)
+        run_bench(engine.contest(), make_prompts(2), OPTIONS, Output(tmp_path / where))
     assert engine.calls == []
 
 

@@ -16,7 +16,7 @@ ROWS = [
     "weights models cache",
     "processors sampling drafters verification",
     "speculate",
-    "text hub resolve",
+    "text hub resolve flags",
     "engine",
     "device",
     "llm __init__",

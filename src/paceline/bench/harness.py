@@ -1,163 +1,259 @@
-"""Takes the measurements: per prompt, drafting off, on, and off again, in random order, one text at a time."""
+"""Takes the measurements: brings up the arm of each step, keeps requests in flight, and times them."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
-import math
-import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
-from paceline.bench.measurement import ARMS, ON, Measurement
-from paceline.bench.prompts import BenchPrompt
+from paceline.bench.arms import Answer, Arm, ArmError, Ask, Clock, Drafting, Facts
+from paceline.bench.measurement import ON, ON_AGAIN, Failure, Measurement, StepRecord
+from paceline.bench.plan import ArmKey, BenchOptions, Cell, Step, derive_seed
 from paceline.errors import UsageError
-from paceline.types import Completion, Prompt, SamplingParams
 
-Clock = Callable[[], float]
-# How many texts long enough to draft in may pass without a draft before the run is given up.
-PATIENCE = 3
-
-
-class Engine(Protocol):
-    """What is measured: paceline.llm.LLM, or a fake. `k` is the draft length, 0 for no drafting."""
-
-    def generate(self, prompts: list[Prompt], params: SamplingParams, /, *, k: int) -> list[Completion]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """How to measure. `repeats` per prompt and temperature; `warmup` prompts run in both ways before, unrecorded."""
-
-    k: int = 4
-    repeats: int = 1
-    max_tokens: int = 128
-    temperatures: tuple[float, ...] = (0.0, 1.0)
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    warmup: int = 1
-
-    def __post_init__(self) -> None:
-        checks = (
-            (self.k >= 1, "k must be at least 1 (off is always measured beside it)", self.k),
-            (self.repeats >= 1, "repeats must be at least 1", self.repeats),
-            (self.warmup >= 0, "warmup must be 0 or greater", self.warmup),
-            (len(self.temperatures) >= 1, "temperatures must name at least one", self.temperatures),
-            (len(set(self.temperatures)) == len(self.temperatures), "temperatures must differ", self.temperatures),
-            (all(map(math.isfinite, self.temperatures)), "temperatures must be finite", self.temperatures),
-        )
-        for good, rule, value in checks:
-            if not good:
-                raise UsageError(f"{rule}, not {value!r}")
-        for temperature in self.temperatures:
-            self.params(temperature, seed=0)
-
-    def params(self, temperature: float, seed: int) -> SamplingParams:
-        """The sampling parameters of one measurement; raises UsageError for values out of range."""
-        return SamplingParams(
-            temperature=temperature, top_k=self.top_k, top_p=self.top_p, seed=seed, max_tokens=self.max_tokens
-        )
-
-    def count(self, prompts: int) -> int:
-        """How many measurements a run over so many prompts takes."""
-        return prompts * len(self.temperatures) * self.repeats * len(ARMS)
-
-
-def measure(
-    engine: Engine, prompts: list[BenchPrompt], options: BenchOptions, clock: Clock = time.perf_counter
-) -> Iterator[Measurement]:
-    """Warms up, then yields each measurement as it is taken, so that an interrupted run keeps what it has.
-
-    Repeats are outermost: a run stopped early has seen every prompt about equally often.
-    """
-    check_prompts(prompts)
-    warm_up(engine, prompts, options)
-    orders = arm_orders(options.seed)
-    numbers = itertools.count()
-    for repeat, prompt, temperature in itertools.product(range(options.repeats), prompts, options.temperatures):
-        params = options.params(temperature, derive_seed(options.seed, prompt.id, repeat))
-        for arm in next(orders):
-            begin = clock()
-            [completion] = engine.generate([prompt.prompt], params, k=options.k if arm == ON else 0)
-            yield record(completion, Place(next(numbers), prompt, arm, repeat), params, clock() - begin)
-
-
-def check_prompts(prompts: list[BenchPrompt]) -> None:
-    """Raises UsageError for no prompts or for ids that are not unique."""
-    if not prompts:
-        raise UsageError("there are no prompts to measure on; give at least one")
-    if len({prompt.id for prompt in prompts}) < len(prompts):
-        raise UsageError("two prompts have the same id; results are grouped by id, so make them unique")
-
-
-def warm_up(engine: Engine, prompts: list[BenchPrompt], options: BenchOptions) -> None:
-    """Runs the first prompts in every arm's way, so that compiling and first touches are not timed."""
-    for prompt, temperature in itertools.product(prompts[: options.warmup], options.temperatures):
-        for k in (0, options.k):
-            engine.generate([prompt.prompt], options.params(temperature, options.seed), k=k)
-
-
-def arm_orders(seed: int) -> Iterator[tuple[str, ...]]:
-    """Random orders of the arms without end: each block of 6 holds every order once, so no arm is favoured by luck."""
-    rng = random.Random(f"arm order {seed}")
-    while True:
-        block = list(itertools.permutations(ARMS))
-        rng.shuffle(block)
-        yield from block
-
-
-def derive_seed(seed: int, prompt_id: str, repeat: int) -> int:
-    """The sampling seed (64 bits) of a prompt and repeat: the same in all arms, different elsewhere."""
-    digest = hashlib.sha256(f"{seed}\n{repeat}\n{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
+T = TypeVar("T")
+PATIENCE = 3  # texts long enough to draft in that may pass without a draft, and requests in a row that may fail
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the run a measurement was taken."""
+class Contest:
+    """The arms: one that does not draft, and one for each draft length (None where not known).
 
-    order: int
-    prompt: BenchPrompt
-    arm: str
-    repeat: int
+    alone: only one may be up at a time. trusted: the user vouches for arms that do not tell whether they draft.
+    """
+
+    off: Arm
+    on: Mapping[int | None, Arm]
+    alone: bool = False
+    trusted: bool = False
+
+    def arm(self, key: ArmKey) -> Arm:
+        """The arm of that name."""
+        return self.on[key.k] if key.drafts else self.off
 
 
-def record(completion: Completion, place: Place, params: SamplingParams, seconds: float) -> Measurement:
-    """Turns a completion into a row of the raw record."""
-    stats = completion.stats
-    return Measurement(
-        order=place.order,
-        prompt_id=place.prompt.id,
-        category=place.prompt.category,
-        arm=place.arm,
-        temperature=params.temperature,
-        repeat=place.repeat,
-        seed=params.seed,
-        seconds=seconds,
-        ttft_s=stats.ttft_s,
-        tpot_s=stats.tpot_s,
-        prompt_tokens=stats.prompt_tokens,
-        tokens=len(completion.token_ids),
-        rounds=stats.rounds,
-        drafted=list(stats.drafted),
-        accepted=list(stats.accepted),
-        token_times_s=[round(moment, 6) for moment in stats.token_times_s],
-        token_sha256=hashlib.sha256(",".join(map(str, completion.token_ids)).encode()).hexdigest(),
-        finish_reason=completion.finish_reason,
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step brought."""
+
+    record: StepRecord
+    rows: list[Measurement] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Stage:
+    """Who is up. Arms are opened, looked at and warmed up when first needed.
+
+    facts: what is known of each arm that was up. tell: hears what goes on.
+    """
+
+    def __init__(
+        self, contest: Contest, options: BenchOptions, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.contest, self.options, self.tell = contest, options, tell
+        self.up: dict[int, Arm] = {}
+        self.warm = set[tuple[int, int]]()
+        self.facts: dict[ArmKey, Facts] = {}
+
+    async def take(self, step: Step) -> Arm:
+        """The arm of a step, ready. Raises UsageError for an arm that is not what it is to be."""
+        arm = await self.bring_up(step.arm)
+        if (id(arm), step.concurrency) not in self.warm:
+            self.warm.add((id(arm), step.concurrency))
+            self.tell(f"warming up {name_of(step.arm)}")
+            await self._warm_up(arm, step)
+        self.tell(f"measuring {name_of(step.arm)}")
+        return arm
+
+    async def bring_up(self, key: ArmKey) -> Arm:
+        """Opens an arm, and refuses it where it does not draft as its name says."""
+        arm = self.contest.arm(key)
+        if id(arm) not in self.up:
+            if self.contest.alone:
+                await self.close()
+            self.tell(f"starting {name_of(key)}")
+            self.up[id(arm)] = arm  # before it is open: one that fails half-way must be closed too
+            await arm.open()
+            self.facts[key] = await arm.check()
+            admit(key, self.facts, self.contest.trusted)
+        return arm
+
+    async def _warm_up(self, arm: Arm, step: Step) -> None:
+        """Runs a few texts at this concurrency, so that compiling and first touches are not timed."""
+        if not self.options.warmup:
+            return
+        cells = step.cells[: max(self.options.warmup, step.concurrency if step.concurrency > 1 else 0)]
+        asks = [
+            Ask(cell.prompt.prompt, self.options.params(temperature, self.options.seed))
+            for cell, temperature in itertools.product(cells, self.options.temperatures)
+        ]
+        await _in_flight(step.concurrency, [partial(arm.answer, ask) for ask in asks])
+
+    async def close(self) -> None:
+        """Closes every arm that is up."""
+        while self.up:
+            _, arm = self.up.popitem()
+            self.warm = {(at, c) for at, c in self.warm if at != id(arm)}
+            await arm.close()
+
+
+async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGenerator[Outcome, None]:
+    """Yields what each step brought as soon as it is over, so that an interrupted run keeps what it has.
+
+    watch: seconds since the run began. Raises ArmError when an arm does not come up, or fails in `PATIENCE` requests in
+    a row.
+    """
+    failed = Counter[int]()
+    try:
+        if not stage.contest.alone:  # else each is looked at when its turn comes
+            for key in dict.fromkeys(step.arm for step in steps):
+                await stage.bring_up(key)
+        for step in steps:
+            arm = await stage.take(step)
+            outcome = await run_step(arm, step, stage.options, watch)
+            yield outcome
+            failed[id(arm)] = 0 if outcome.rows else failed[id(arm)] + len(outcome.failures)
+            if failed[id(arm)] >= PATIENCE:
+                raise ArmError(
+                    f"{failed[id(arm)]} requests in a row failed in the arm {name_of(step.arm)}; the last:"
+                    f" {outcome.failures[-1].why}"
+                )
+    finally:
+        await stage.close()
+
+
+def admit(key: ArmKey, facts: Mapping[ArmKey, Facts], trusted: bool) -> None:
+    """Refuses an arm that is not what its name says, or is the same server as the other. Raises UsageError."""
+    own = facts[key]
+    if own.drafts is None and key.drafts and not trusted:
+        raise UsageError(
+            f"nothing tells whether {own.engine} at {own.identity or 'hand'} drafts ({own.why});"
+            " add --trust-arms to measure it all the same"
+        )
+    if own.drafts is not None and own.drafts != key.drafts:
+        does, wanted = ("drafts", "must not") if own.drafts else ("does not draft", "must")
+        raise UsageError(f"the arm {name_of(key)} {wanted} draft, but {own.engine} {does}: {own.why}")
+    same = next(
+        (other for other in facts if other.drafts != key.drafts and own.identity == facts[other].identity), None
     )
+    if own.identity and same is not None:
+        raise UsageError(f"both arms are the same server, {own.identity}; give one that drafts and one that does not")
 
 
-def check_arms(rows: list[Measurement], finished: bool) -> None:
-    """Raises UsageError when an arm is not what it is called: on never drafted, or off did."""
-    if any(row.arm != ON and sum(row.drafted) for row in rows):
+async def run_step(arm: Arm, step: Step, options: BenchOptions, watch: Clock) -> Outcome:
+    """Asks the arm for every text of the step, with so many requests in flight."""
+    jobs = [partial(_ask, arm, step, cell, options, watch) for cell in step.cells]
+    before, begin = await arm.counters(), watch()
+    results = await _in_flight(step.concurrency, jobs)
+    wall_s, after = watch() - begin, await arm.counters()
+    rows = [r for r in results if isinstance(r, Measurement)]
+    spent = after - before if before and after else None
+    if spent and len(step.cells) == 1 and rows and rows[0].drafted_tokens is None:
+        rows, spent = [with_drafting(rows[0], spent)], None
+    failures = [r for r in results if isinstance(r, Failure)]
+    return Outcome(_step_record(step, rows, len(failures), (wall_s, spent)), rows, failures)
+
+
+async def _in_flight(count: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Runs all jobs, `count` at a time; results in the order they came."""
+    queue, results = iter(jobs), list[T]()
+
+    async def work() -> None:
+        for job in queue:
+            results.append(await job())
+
+    workers = [asyncio.create_task(work()) for _ in range(min(count, len(jobs)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    return results
+
+
+async def _ask(arm: Arm, step: Step, cell: Cell, options: BenchOptions, watch: Clock) -> Measurement | Failure:
+    params = options.params(cell.temperature, derive_seed(options.seed, cell.prompt.id, cell.repeat))
+    started = watch()
+    try:
+        answer = await arm.answer(Ask(cell.prompt.prompt, params))
+    except ArmError as error:
+        return Failure(
+            prompt_id=cell.prompt.id, arm=step.arm.name, k=step.arm.k, temperature=cell.temperature,
+            repeat=cell.repeat, concurrency=step.concurrency, started_s=started, why=str(error),
+        )  # fmt: skip
+    return row_of(answer, step, cell, params.seed, (started, watch() - started))
+
+
+def row_of(answer: Answer, step: Step, cell: Cell, seed: int, times_s: tuple[float, float]) -> Measurement:
+    """An answer as a row of the raw record. times_s: when it was asked for, and how long it took."""
+    row = Measurement(
+        order=0, prompt_id=cell.prompt.id, category=cell.prompt.category, arm=step.arm.name, k=step.arm.k,
+        temperature=cell.temperature, repeat=cell.repeat, concurrency=step.concurrency, seed=seed,
+        started_s=round(times_s[0], 6), seconds=times_s[1],
+        ttft_s=answer.event_times_s[0] if answer.event_times_s else times_s[1], tpot_s=tpot_s(answer),
+        prompt_tokens=answer.prompt_tokens or 0, tokens=answer.tokens, rounds=0, drafted=[], accepted=[],
+        token_times_s=[round(moment, 6) for moment in answer.event_times_s], event_tokens=list(answer.event_tokens),
+        token_sha256=digest(answer), finish_reason=answer.finish_reason, cached_tokens=answer.cached_tokens,
+        method=answer.method, text=answer.text,
+    )  # fmt: skip
+    return with_drafting(row, answer.drafting) if answer.drafting else row
+
+
+def with_drafting(row: Measurement, drafting: Drafting) -> Measurement:
+    """The row with what drafting did in it."""
+    return replace(
+        row, rounds=drafting.rounds or 0, drafted_tokens=drafting.drafted, accepted_tokens=drafting.accepted,
+        drafted=list(drafting.drafted_by_position), accepted=list(drafting.accepted_by_position),
+    )  # fmt: skip
+
+
+def tpot_s(answer: Answer) -> float:
+    """Mean seconds per output token after the first event's (TPOT); 0 where nothing came after it."""
+    if len(answer.event_times_s) < 2:
+        return 0.0
+    later = answer.tokens - (answer.event_tokens[0] if answer.event_tokens else 1)
+    return (answer.event_times_s[-1] - answer.event_times_s[0]) / later if later > 0 else 0.0
+
+
+def digest(answer: Answer) -> str:
+    """SHA-256 of the token ids, or of the text where there are none."""
+    what = answer.text if answer.token_ids is None else ",".join(map(str, answer.token_ids))
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _step_record(step: Step, rows: list[Measurement], failed: int, cost: tuple[float, Drafting | None]) -> StepRecord:
+    wall_s, spent = cost
+    record = StepRecord(
+        arm=step.arm.name, k=step.arm.k, concurrency=step.concurrency, texts=len(rows), failed=failed,
+        tokens=sum(row.tokens for row in rows), wall_s=wall_s,
+    )  # fmt: skip
+    if spent is None:
+        return record
+    return replace(
+        record, drafted=spent.drafted, accepted=spent.accepted, rounds=spent.rounds,
+        drafted_by_position=spent.drafted_by_position, accepted_by_position=spent.accepted_by_position,
+    )  # fmt: skip
+
+
+def check_arms(rows: Sequence[Measurement], finished: bool) -> None:
+    """Raises UsageError when an arm is seen not to be what it is called: on never drafted, or off did."""
+    told = [row for row in rows if row.drafted_tokens is not None]
+    if any(row.drafted_tokens for row in told if row.arm not in (ON, ON_AGAIN)):
         raise UsageError("the off arm drafted tokens, so nothing was compared; the engine must not draft when k is 0")
-    own = [row for row in rows if row.arm == ON]
+    own = [row for row in told if row.arm in (ON, ON_AGAIN)]
     long_enough = sum(row.tokens > 2 for row in own)
-    if not any(sum(row.drafted) for row in own) and (finished or long_enough >= PATIENCE):
+    if own and not any(row.drafted_tokens for row in own) and (finished or long_enough >= PATIENCE):
         raise UsageError(
             f"the on arm never drafted in {len(own)} texts, so nothing was compared;"
             " load a drafter, and let texts be longer than 2 tokens"
         )
+
+
+def name_of(arm: ArmKey) -> str:
+    """How progress calls an arm."""
+    return f"{arm.name} (k = {arm.k})" if arm.drafts and arm.k is not None else arm.name

@@ -19,7 +19,7 @@ from typing import Any
 from paceline.bench.measurement import Measurement
 from paceline.errors import UsageError
 
-SCHEMA = "paceline-bench/1"
+SCHEMA = "paceline-bench/2"
 PACKAGES = ("paceline", "torch", "triton", "numba", "numpy")
 
 
@@ -110,9 +110,9 @@ def rows_as_data(rows: list[Measurement]) -> list[dict[str, Any]]:
 
 
 def rows_from_data(data: list[dict[str, Any]]) -> list[Measurement]:
-    """The raw rows of a record again; keys of later versions are left out."""
+    """The raw rows of a record again; keys of later versions are left out, what earlier ones lacked is unknown."""
     names = [field.name for field in fields(Measurement)]
-    return [Measurement(**{name: row[name] for name in names}) for row in data]
+    return [Measurement(**{name: row[name] for name in names if name in row}) for row in data]
 
 
 def check_writable(path: Path) -> None:

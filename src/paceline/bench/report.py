@@ -176,10 +176,11 @@ def _figure(title: str, svg: str, note: str) -> str:
 
 
 def _method(record: dict[str, Any]) -> list[str]:
-    options, ended = record["options"], _percent(record["summary"]["ended_naturally"])
+    options, ended = record["plan"]["options"], _percent(record["summary"]["ended_naturally"])
     return [
         "Each prompt was generated three times in a row, in random order: without drafting, with"
-        f" k={options['k']} drafts, and without drafting again; one text at a time. Repeats: {options['repeats']}."
+        f" k={record['plan']['ks']} drafts, and without drafting again; one text at a time."
+        f" Repeats: {options['repeats']}."
         f" Temperatures: {', '.join(map(str, options['temperatures']))}. Seed: {options['seed']}. At most"
         f" {options['max_tokens']} tokens; {ended} of the texts ended by themselves. Prompts run before as a warm-up,"
         f" uncounted: {options['warmup']}.",
@@ -191,7 +192,7 @@ def _method(record: dict[str, Any]) -> list[str]:
 
 
 def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
-    origin, engine = record["provenance"], record["engine"]
+    origin, engine = record["provenance"], record["arms"][0] if record["arms"] else {}
     machine, git = origin["machine"], origin["git"]
     memory = machine["memory_bytes"]
     versions = ", ".join(f"{name} {version or UNKNOWN}" for name, version in origin["versions"].items())

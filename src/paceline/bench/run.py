@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from paceline.bench import harness
 from paceline.bench import record as files
-from paceline.bench.harness import BenchOptions, Engine
-from paceline.bench.measurement import Measurement
+from paceline.bench.arms import Clock, wall_clock
+from paceline.bench.harness import Contest, Stage, check_arms, measure
+from paceline.bench.plan import BenchOptions, Step, plan
 from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.report import console_report, html_report
+from paceline.bench.resume import Run, remaining, resume
 from paceline.bench.stats import summarise
 from paceline.errors import PacelineError
 
 
-@runtime_checkable
-class Described(Protocol):
-    """An engine that says what it is: JSON data for the record; its "labels" are shown with every result."""
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where results go: JSON with every raw timing, and a page if named. again: go on from what `out` holds."""
 
-    def describe(self) -> Mapping[str, Any]: ...
+    out: Path
+    html: Path | None = None
+    again: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError now for what could not be written after an hour of measuring."""
+        files.check_writable(self.out)
+        if self.html is not None:
+            files.check_writable(self.html)
+            require_matplotlib()
 
 
 def run_bench(
-    llm: Engine, prompts: list[BenchPrompt], options: BenchOptions, out: Path, html: Path | None
+    contest: Contest, prompts: Sequence[BenchPrompt], options: BenchOptions, output: Output, clock: Clock = wall_clock
 ) -> dict[str, Any]:
     """Measures, writes `out` (JSON) and `html` if named, shows tables on stderr, and returns the summary.
 
@@ -37,60 +51,73 @@ def run_bench(
     Input that is refused before the first measurement leaves no file.
     Raises UsageError before measuring when a file could not be written or matplotlib is missing for `html`.
     """
-    files.check_writable(out)
-    if html is not None:
-        files.check_writable(html)
-        require_matplotlib()
+    output.check()
+    steps = plan(prompts, options, list(contest.on))
+    head = _head(prompts, options, list(contest.on))
+    run = resume(output.out, head["plan"], steps) if output.again else Run()
     console = Console(stderr=True)
-    rows: list[Measurement] = []
-    record = _head(llm, options)
     try:
-        _collect(llm, prompts, options, rows, console)
+        _collect(contest, remaining(steps, run.rows), options, run, (console, clock))
     except BaseException as error:
-        if not rows and isinstance(error, PacelineError):  # refused, not failed: leave no file behind
+        if not run.rows and isinstance(error, PacelineError):  # refused, not failed: leave no file behind
             raise
-        record["failure"] = f"{type(error).__name__}: {error}".rstrip(": ")
-        _finish(record, rows, options, out)
-        console.print(f"Stopped early; {out} keeps {len(rows)} measurements.", markup=False, style="yellow")
+        head["failure"] = f"{type(error).__name__}: {error}".rstrip(": ")
+        files.write_record(output.out, _finished(head, run))
+        console.print(f"Stopped early; {output.out} keeps {len(run.rows)} measurements.", markup=False, style="yellow")
         raise
-    record["complete"] = True
-    _finish(record, rows, options, out)
-    if html is not None:
-        files.write_text(html, html_report(record))
-    console.print(console_report(record))
-    summary: dict[str, Any] = record["summary"]
+    done = _finished(head | {"complete": True}, run)
+    files.write_record(output.out, done)
+    if output.html is not None:
+        files.write_text(output.html, html_report(done))
+    console.print(console_report(done))
+    summary: dict[str, Any] = done["summary"]
     return summary
 
 
-def _head(llm: Engine, options: BenchOptions) -> dict[str, Any]:
-    engine = dict(llm.describe()) if isinstance(llm, Described) else {}
+def _head(prompts: Sequence[BenchPrompt], options: BenchOptions, ks: list[int | None]) -> dict[str, Any]:
+    """What is known before anything ran. `plan` is what a run that goes on must share."""
+    content = json.dumps([[prompt.id, prompt.category, prompt.prompt] for prompt in prompts])
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return {
         "schema": files.SCHEMA,
         "complete": False,
         "failure": None,
-        "labels": list(engine.get("labels", [])),
-        "options": asdict(options),
-        "engine": engine,
+        "plan": {"options": asdict(options), "ks": ks, "prompts": {"count": len(prompts), "sha256": digest}},
         "provenance": {**files.provenance(), "load_before": files.load_average()},
     }
 
 
 def _collect(
-    llm: Engine, prompts: list[BenchPrompt], options: BenchOptions, rows: list[Measurement], console: Console
+    contest: Contest, steps: list[Step], options: BenchOptions, run: Run, tools: tuple[Console, Clock]
 ) -> None:
+    console, clock = tools
     # A thread redrawing the bar would take time from what is being measured.
     with Progress(console=console, auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("warming up", total=options.count(len(prompts)))
-        progress.refresh()
-        for row in harness.measure(llm, prompts, options):
-            rows.append(row)
-            harness.check_arms(rows, finished=False)
-            progress.update(task, advance=1, description="measuring", refresh=True)
-    harness.check_arms(rows, finished=True)
+        task = progress.add_task("starting", total=len(steps))
+        stage = Stage(contest, options, lambda text: progress.update(task, description=text, refresh=True))
+        begin = clock() - run.seconds
+        run.facts = stage.facts
+
+        async def collect() -> None:
+            async with aclosing(measure(stage, steps, lambda: clock() - begin)) as outcomes:
+                async for outcome in outcomes:
+                    run.take(outcome)
+                    check_arms(run.rows, finished=False)
+                    progress.update(task, advance=1, refresh=True)
+
+        asyncio.run(collect())
+    check_arms(run.rows, finished=True)
 
 
-def _finish(record: dict[str, Any], rows: list[Measurement], options: BenchOptions, out: Path) -> None:
-    record["provenance"]["load_after"] = files.load_average()
-    record["summary"] = summarise(rows, options.k)
-    record["measurements"] = files.rows_as_data(rows)
-    files.write_record(out, record)
+def _finished(head: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The record of a run, finished or not."""
+    arms = [{"arm": key.name, "k": key.k, **asdict(facts)} for key, facts in run.facts.items()]
+    head["provenance"]["load_after"] = files.load_average()
+    return head | {
+        "labels": list(dict.fromkeys(label for arm in arms for label in arm["details"].get("labels", []))),
+        "arms": arms,
+        "summary": summarise(run.rows, run.steps),
+        "failures": [asdict(failure) for failure in run.failures],
+        "steps": [asdict(step) for step in run.steps],
+        "measurements": files.rows_as_data(run.rows),
+    }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.bench.measurement import OFF, OFF_AGAIN, ON, Measurement
+from paceline.bench.measurement import OFF, OFF_AGAIN, ON, Measurement, StepRecord
 
 Floats = NDArray[np.float64]
 Pair = tuple[Measurement, Measurement]
@@ -137,7 +137,7 @@ def tokens_per_second(rows: Iterable[Measurement]) -> float | None:
     return sum(row.tokens for row in rows) / seconds if seconds > 0 else None
 
 
-def summarise(rows: list[Measurement], k: int) -> dict[str, Any]:
+def summarise(rows: list[Measurement], steps: list[StepRecord]) -> dict[str, Any]:
     """The numbers of a report, overall and by category and temperature. Times in seconds; None where unknown.
 
     Speed is that of the first temperature measured: nobody runs a mixture of temperatures. The others stand in
@@ -155,7 +155,7 @@ def summarise(rows: list[Measurement], k: int) -> dict[str, Any]:
         "pairs": len(pair_up(everything)),
         "timed_pairs": len(pair_up(rows)),
         "temperature": temperature,
-        "k": k,
+        "k": next((row.k for row in rows if row.arm == ON), None),
         "acceptance_by_position": acceptance_by_position(arms[ON]),
         "survival_by_position": survival_by_position(arms[ON]),
         "off_vs_off": noise,

@@ -1,0 +1,107 @@
+"""`paceline bench`: its flags, and which of them go together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline import flags
+from paceline.errors import UsageError
+from paceline.flags import options_of
+
+Shape = Annotated[
+    str | None, typer.Option(help="Time this size, random weights, on a GPU: e2b, e4b, 12b, 26b-a4b, 31b.")
+]
+Batch = Annotated[
+    list[str] | None, typer.Option(help="Sequences of a round; commas, or repeated; default 1. (--shape)")
+]
+DraftLengths = Annotated[str, typer.Option(help="Drafts of a round, with commas between. (--shape)")]
+AtContext = Annotated[str, typer.Option(help="Tokens a sequence holds already, with commas between. (--shape)")]
+Acceptance = Annotated[str, typer.Option(help="How often drafts are kept: a profile, or probabilities. (--shape)")]
+Tokens = Annotated[int, typer.Option(help="Of each text, for tokens/s; 0 times rounds only. (--shape)")]
+Kernels = Annotated[bool, typer.Option("--profile", help="Where a round's time goes, by class of kernel. (--shape)")]
+Skew = Annotated[float, typer.Option(help="Makes some experts likelier than others, in [0, 1). (--shape)")]
+DraftLengthList = Annotated[
+    str | None, typer.Option("--k", help="Draft lengths, 1 to 15, with commas between; default: the drafter's own.")
+]
+Concurrency = Annotated[str, typer.Option(help="Requests in flight at once, with commas between.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out holds of an interrupted run.")]
+
+
+def bench(
+    ctx: typer.Context,
+    target: flags.Target = "embedded", drafter: flags.Drafter = "auto", k: DraftLengthList = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL: id, category, and messages or prompt.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Use only so many prompts, balanced over categories.")] = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="May be repeated; default 0 and 1.")] = None,
+    top_k: flags.TopK = 64, top_p: flags.TopP = 0.95,
+    repeats: Annotated[int, typer.Option(help="Runs of each pair.")] = 1,
+    max_tokens: flags.MaxTokens = 256, seed: flags.Seed = 0, concurrency: Concurrency = "1",
+    draft_position: flags.Position = "n",
+    min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
+    device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
+    draft_head: flags.DraftHead = "auto",
+    out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
+    html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
+    resume: Resume = False,
+    shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
+    acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
+) -> None:  # fmt: skip
+    """Measure what drafting is worth on real prompts, or with --shape the rounds of a published size on a GPU.
+
+    The last line of stdout is one JSON object.
+    """
+    from paceline.bench.adapters.local import local_contest
+    from paceline.bench.plan import BenchOptions
+    from paceline.bench.prompts import load_prompts
+    from paceline.bench.prompts import sample as choose
+    from paceline.bench.run import Output, run_bench
+    from paceline.bench.shape_options import from_flags
+    from paceline.bench.shape_report import bench_shape
+    from paceline.terminal import load
+
+    _refuse_foreign(ctx, shape)
+    if shape is not None:
+        print(json.dumps(bench_shape(from_flags(ctx.params), out)))
+        return
+    options = BenchOptions(
+        repeats=repeats, max_tokens=max_tokens, seed=seed, temperatures=tuple(temperature or (0.0, 1.0)), top_k=top_k,
+        top_p=top_p, concurrencies=whole_numbers("--concurrency", concurrency),
+    )  # fmt: skip
+    if options.concurrencies != (1,):
+        raise UsageError("the engine in this process answers one request at a time; leave out --concurrency")
+    chosen = load_prompts(prompts)
+    chosen = chosen if sample is None else choose(chosen, sample, seed)
+    ks = None if k is None else whole_numbers("--k", k)
+    llm = load(options_of(ctx), None if ks is None else max(ks))
+    contest = local_contest(llm, ks or (llm.resolved.k,))
+    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume))))
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers of "1,4,8". Raises UsageError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} must be whole numbers with commas between, not {text!r}") from None
+
+
+SHAPE_ONLY = {"batch", "draft_lengths", "at_context", "acceptance", "tokens", "profile", "skew"}
+EITHER = {"shape", "out", "device", "draft_head"}
+
+
+def _refuse_foreign(ctx: typer.Context, shape: str | None) -> None:
+    """Refuses flags of the other kind of benchmark, which would do nothing."""
+    for option in ctx.command.params:
+        name = option.name or ""
+        source = ctx.get_parameter_source(name)
+        if name in EITHER or source is None or source.name != "COMMANDLINE" or (name in SHAPE_ONLY) != (shape is None):
+            continue
+        if shape is None:
+            raise UsageError(f"{option.opts[0]} goes with --shape; name a size with it, or leave it out")
+        raise UsageError(
+            f"{option.opts[0]} does not go with --shape, which times random weights; leave one of them out"
+        )
