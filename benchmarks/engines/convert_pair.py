@@ -33,10 +33,10 @@ import paceline
 
 PAIR = Path(paceline.__file__).parent / "assets" / "pair"
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
-VISION = dict(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-    head_dim=16, position_embedding_size=64, max_position_embeddings=256,
-)  # fmt: skip
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 64, "max_position_embeddings": 256,
+}  # fmt: skip
 # mlx-vlm hands every message over as a list of parts, which the pair's own template would print as Python.
 CONTENT = "message['content'] | trim"
 CONTENT_OR_PARTS = (
@@ -105,11 +105,9 @@ def write_with_vision(source: Path, folder: Path) -> None:
 
     text = Gemma4ForCausalLM.from_pretrained(source, dtype=torch.float32)
     torch.manual_seed(0)
-    ids = dict(boi_token_id=92, eoi_token_id=93, image_token_id=94, video_token_id=95, boa_token_id=96,
-               eoa_token_index=97, audio_token_id=98)  # fmt: skip
-    config = Gemma4Config(
-        text_config=text.config, vision_config=Gemma4VisionConfig(**VISION), audio_config=None, **ids
-    )
+    ids = {"boi_token_id": 92, "eoi_token_id": 93, "image_token_id": 94, "video_token_id": 95, "boa_token_id": 96,
+           "eoa_token_index": 97, "audio_token_id": 98}  # fmt: skip
+    config = Gemma4Config(text_config=text.config, vision_config=Gemma4VisionConfig(**VISION), audio_config=None, **ids)
     whole = Gemma4ForConditionalGeneration(config).float()
     whole.model.language_model.load_state_dict(text.model.state_dict(), strict=True)
     whole.tie_weights()
