@@ -192,7 +192,9 @@ class ServedArm:
         """What the server says it is, and the command that started it."""
         facts = await self.arm.check()
         command = self.order.shown(self._server.port if self._server else 0)
-        return replace(facts, details={**facts.details, "command": command})
+        # Ports may come again: two servers of one run must not look like one.
+        identity = f"{facts.identity}, k = {self.order.k}"
+        return replace(facts, identity=identity, details={**facts.details, "command": command})
 
     async def answer(self, ask: Ask) -> Answer:
         """One request; a server that has died says so with its last words."""
