@@ -201,7 +201,7 @@ WRONGS: dict[str, tuple[Spoil, str]] = {
     "stalls": (lambda lines: [*lines[:6], STALL], "sent nothing for 1 s"),
     "too many": (with_usage(25), "wrote 25 tokens where"),
     "endless": (endless, "does not stop"),
-    "no usage": (lambda lines: [line for line in lines if "usage" not in line], "sends no usage"),
+    "no usage": (lambda lines: [line for line in lines if "completion_tokens" not in line], "sends no usage"),
 }
 
 

@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--hide", default="", help="a folder to write as /models")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    with httpx2.Client(base_url=given.url, timeout=120) as client:
+    # llama.cpp closes a connection after a stream without saying so: none is used again.
+    alone = httpx2.Limits(max_keepalive_connections=0)
+    with httpx2.Client(base_url=given.url, timeout=120, limits=alone) as client:
         exchanges = ask_everything(client, given.greedy)
     record = {
         "source": "recorded", "engine": given.engine, "version": given.version, "mtp": given.mtp == "on",
@@ -67,7 +69,7 @@ def ask_everything(client: httpx2.Client, greedy: bool) -> list[dict[str, Any]]:
         if not (greedy and body.get("temperature"))
     ]
     exchanges.append(exchange(client, "POST", "/v1/chat/completions", {"model": "no-such-model", **chat()}))
-    return [*exchanges, {**exchange(client, "GET", "/metrics", None), "after": True}]
+    return exchanges + [{**exchange(client, "GET", page, None), "after": True} for page in ("/metrics", "/slots")]
 
 
 def chat(**more: Any) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def run(case: Case, root: Path, out: Path, more: Sequence[str]) -> int:
     pair = root / "pair"
     flags = [
         "--engine", case.engine, "--target", str(pair / case.target), "--drafter", str(pair / case.drafter),
-        "--k", DRAFTS, "--out", str(out / f"{case.engine}.json"), *case.flags,
-        *(word for word in more if word != "--"),
+        "--k", DRAFTS, "--out", str(out / f"{case.engine}.json"),
+        *(() if "--temperature" in more else case.flags), *(word for word in more if word != "--"),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if case.venv:
