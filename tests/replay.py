@@ -27,8 +27,8 @@ class Replay(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, record: dict[str, Any], spoil: Spoil = list) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, record: dict[str, Any], spoil: Spoil = list, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.exchanges: list[Exchange] = record["exchanges"]
         self.spoil = spoil
         self.bodies: list[dict[str, Any]] = []
