@@ -237,6 +237,17 @@ def test_a_server_without_the_model_says_what_it_has() -> None:
         on_arm(HttpArm(server.url, Wish("gemma-9")), look_and_ask)
 
 
+def test_a_model_without_a_chat_template_is_probed_with_raw_text() -> None:
+    record = recording("vllm", "on")
+    chats = [e for e in record["exchanges"] if e["path"] == "/v1/chat/completions"]
+    for exchange in chats:
+        exchange.pop("lines", None)
+        exchange.update(status=400, body='{"error": {"message": "there is no chat template"}}')
+    with replaying(record) as server:
+        assert on_arm(HttpArm(server.url, Wish(drafts=True)), lambda arm: arm.check()).drafts
+        assert isinstance(server.bodies[-1]["prompt"], str)
+
+
 def test_of_several_models_one_must_be_chosen() -> None:
     record = recording("lmstudio", "on")
     record["exchanges"][0]["body"] = json.dumps({"data": [{"id": "a", "owned_by": "organization_owner"}, {"id": "b"}]})

@@ -12,7 +12,7 @@ from replay import recording, replaying
 from shell import Shell
 
 from paceline import cli
-from paceline.bench.contests import Attach, Start, checkpoints, dry_run_of, served
+from paceline.bench.contests import Attach, Start, checkpoints, dry_run_of, one_at_a_time, served
 from paceline.errors import UsageError
 from paceline.hub import EMBEDDED_PAIR
 
@@ -160,6 +160,9 @@ def test_checkpoints_for_engines_of_others(tmp_path: Path) -> None:
 def test_ollama_may_be_one_server_for_both_arms() -> None:
     contest = served(Attach(ONE, ONE, "ollama"), (4,))
     assert list(contest.on) == [4]
+    assert contest.alone  # changing over loads the model again: whole passes, and a warm-up before each
+    assert one_at_a_time(Attach(ONE, ONE, "ollama"))
+    assert not one_at_a_time(Attach(ONE, TWO, "vllm"))
     with pytest.raises(UsageError, match="are the same server"):
         served(Attach(ONE, ONE, "vllm"), None)
     with pytest.raises(UsageError, match="--dry-run shows"):

@@ -38,6 +38,7 @@ Profile = Annotated[Path | None, typer.Option("--engine-profile", help="TOML tha
 Model = Annotated[str | None, typer.Option(help="The model's name at the servers; default: the only one there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the command lines of --engine, and stop.")]
 Trust = Annotated[bool, typer.Option("--trust-arms", help="Measure servers that do not tell whether they draft.")]
+Stall = Annotated[float, typer.Option(min=0.1, help="Seconds of a server's silence after which a request is given up.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out holds of an interrupted run.")]
 
 
@@ -59,6 +60,7 @@ def bench(
     resume: Resume = False,
     on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
     engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
+    stall: Stall = 120.0,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
 ) -> None:  # fmt: skip

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.bench.adapters.dialect import Wish
-from paceline.bench.adapters.engines import named
-from paceline.bench.adapters.http import HttpArm
 from paceline.bench.adapters.local import check_lengths, local_contest
-from paceline.bench.adapters.wire import STALL_S, identity_of
 from paceline.bench.arms import Arm
 from paceline.bench.harness import Contest
-from paceline.bench.profiles import Order, load_profile
-from paceline.bench.servers import ServedArm
 from paceline.errors import UsageError
 from paceline.hub import EMBEDDED, EMBEDDED_PAIR, find_drafter
 
 if TYPE_CHECKING:
     import typer
 
+    from paceline.bench.profiles import Order
+
 SHOWN_PORT = 8000
 DEFAULT_K = 4  # where neither the user nor a running server says
 TRANSFORMERS = "transformers"
+BY_REQUEST = "ollama"  # takes the draft length with each request, so that one server is both arms
 STARTING = ("engine_args", "engine_profile", "dry_run")
-REACHING = ("model", "trust_arms")
+REACHING = ("model", "trust_arms", "stall")
 OURS = ("draft_position", "min_confidence", "backend", "device", "context", "sequences", "draft_head")
 
 
@@ -40,7 +38,7 @@ class Attach:
     engine: str | None = None
     model: str | None = None
     trusted: bool = False
-    stall_s: float = STALL_S
+    stall_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +52,12 @@ class Start:
     profile: Path | None = None
     model: str | None = None
     trusted: bool = False
+    stall_s: float = 120.0
 
     def order(self, k: int) -> Order:
         """What to start for a draft length, 0 for none. Raises UsageError."""
+        from paceline.bench.profiles import Order, load_profile
+
         try:
             extra = tuple(shlex.split(self.engine_args))
         except ValueError as error:
@@ -69,22 +70,29 @@ Wanted = Attach | Start
 
 def attached(wanted: Attach, k: int | None = None) -> Contest:
     """The arms of servers that run. Raises UsageError for URLs that are none, or the same server."""
+    from paceline.bench.adapters.dialect import Wish
+    from paceline.bench.adapters.engines import named
+    from paceline.bench.adapters.http import HttpArm
+    from paceline.bench.adapters.wire import identity_of
+
     dialect = named(wanted.engine) if wanted.engine else None
-    by_request = dialect is not None and dialect.more(0) != dialect.more(1)
-    if identity_of(wanted.on) == identity_of(wanted.off) and not by_request:
+    if identity_of(wanted.on) == identity_of(wanted.off) and wanted.engine != BY_REQUEST:
         raise UsageError(
-            f"--on {wanted.on} and --off {wanted.off} are the same server; start a second one without its drafter"
+            f"--on {wanted.on} and --off {wanted.off} are the same server; start a second one without its drafter,"
+            f" or say --engine {BY_REQUEST} where it is one"
         )
     off = HttpArm(wanted.off, Wish(wanted.model, None, False), dialect, wanted.stall_s)
     on = HttpArm(wanted.on, Wish(wanted.model, k, True), dialect, wanted.stall_s)
-    return Contest(off, {k: on}, trusted=wanted.trusted)
+    return Contest(off, {k: on}, alone=one_at_a_time(wanted), trusted=wanted.trusted)
 
 
 def started(wanted: Start, ks: Sequence[int]) -> Contest:
     """The arms of servers to start, one of them up at a time. Raises UsageError."""
+    from paceline.bench.servers import ServedArm
+
     check_lengths(ks)
-    off = ServedArm(wanted.order(0), wanted.model)
-    on: dict[int | None, Arm] = {k: ServedArm(wanted.order(k), wanted.model) for k in ks}
+    off = ServedArm(wanted.order(0), wanted.model, wanted.stall_s)
+    on: dict[int | None, Arm] = {k: ServedArm(wanted.order(k), wanted.model, wanted.stall_s) for k in ks}
     return Contest(off, on, alone=True, trusted=wanted.trusted)
 
 
@@ -108,8 +116,8 @@ def dry_run_of(wanted: Wanted | None, ks: Sequence[int] | None) -> str:
 
 
 def one_at_a_time(wanted: Wanted | None) -> bool:
-    """Whether arms take turns in whole passes, since only one of them is up."""
-    return isinstance(wanted, Start)
+    """Whether arms take turns in whole passes: only one is up, or changing over loads the model again."""
+    return isinstance(wanted, Start) or (wanted is not None and wanted.engine == BY_REQUEST)
 
 
 def wanted_servers(ctx: typer.Context) -> Wanted | None:
@@ -118,9 +126,11 @@ def wanted_servers(ctx: typer.Context) -> Wanted | None:
     on, off, engine = given["on"], given["off"], given["engine"]
     if (on is None) != (off is None):
         raise UsageError("--on and --off go together: a server that drafts, and one that does not")
+    if (on or engine) and engine != TRANSFORMERS and importlib.util.find_spec("httpx2") is None:
+        raise UsageError("measuring servers needs httpx2: pip install 'paceline[bench]'")
     if on is not None:
         _refuse(ctx, (*STARTING, *OURS, "target", "drafter"), "--on and --off, whose servers run already")
-        return Attach(on, off, engine, given["model"], given["trust_arms"])
+        return Attach(on, off, engine, given["model"], given["trust_arms"], given["stall"])
     if engine is None or engine == TRANSFORMERS:
         where = "an engine in this process" if engine is None else "--engine transformers, which runs in this process"
         _refuse(ctx, (*STARTING, *REACHING, *(OURS if engine else ())), where)
@@ -128,7 +138,14 @@ def wanted_servers(ctx: typer.Context) -> Wanted | None:
     _refuse(ctx, OURS, "--engine, whose server has its own; see --engine-args")
     target, drafter = checkpoints(given["target"], given["drafter"])
     return Start(
-        engine, target, drafter, given["engine_args"], given["engine_profile"], given["model"], given["trust_arms"]
+        engine,
+        target,
+        drafter,
+        given["engine_args"],
+        given["engine_profile"],
+        given["model"],
+        given["trust_arms"],
+        given["stall"],
     )
 
 
