@@ -45,7 +45,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out ho
 def bench(
     ctx: typer.Context,
     target: flags.Target = "embedded", drafter: flags.Drafter = "auto", k: DraftLengthList = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL: id, category, and messages or prompt.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file, or a set of `paceline prompts list`.")] = None,
     sample: Annotated[int | None, typer.Option(help="Use only so many prompts, balanced over categories.")] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="May be repeated; default 0 and 1.")] = None,
     top_k: flags.TopK = 64, top_p: flags.TopP = 0.95,
