@@ -91,8 +91,9 @@ def _collect(
     contest: Contest, steps: list[Step], options: BenchOptions, run: Run, tools: tuple[Console, Clock]
 ) -> None:
     console, clock = tools
-    # A thread redrawing the bar would take time from what is being measured.
-    with Progress(console=console, auto_refresh=False, transient=True) as progress:
+    # A thread redrawing the bar would take time from what is being measured; without a terminal it leaves a blank line.
+    bar = Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
+    with bar as progress:
         task = progress.add_task("starting", total=len(steps))
         stage = Stage(contest, options, lambda text: progress.update(task, description=text, refresh=True))
         begin = clock() - run.seconds
