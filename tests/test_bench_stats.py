@@ -7,8 +7,10 @@ import pytest
 from bench_fakes import FakeEngine, make_prompts, run_fake
 
 from paceline.bench import stats
+from paceline.bench.accepted import acceptance_by_position, acceptance_length, survival_by_position
 from paceline.bench.measurement import Measurement
 from paceline.bench.plan import BenchOptions
+from paceline.bench.summary import summarise
 
 RUNS = 600
 
@@ -82,7 +84,7 @@ def test_ratio_of_sums_by_hand() -> None:
     rows = [row(prompt_id="a", seconds=9.0), row(prompt_id="a", arm="on", seconds=3.0)]
     rows += [row(prompt_id="b", seconds=1.0), row(prompt_id="b", arm="on", seconds=2.0, token_sha256="y")]
     rows += [row(prompt_id="lonely", seconds=100.0)]
-    summary = stats.summarise(rows, [])
+    summary = summarise(rows, [])
     assert summary["speedup"] == pytest.approx(10 / 5)
     assert summary["equal_outputs"] == 0.5
     assert (summary["pairs"], summary["prompts"]) == (2, 2)
@@ -93,18 +95,18 @@ def test_ratio_of_sums_by_hand() -> None:
 def test_acceptance_by_hand() -> None:
     # Ten rounds of 2 drafts: 8 accept the first, 4 of those the second; then two rounds cut to 1 draft, both accepted.
     on = [
-        row(arm="on", rounds=10, drafted=[10, 10], accepted=[8, 4]),
-        row(arm="on", rounds=2, drafted=[2], accepted=[2]),
+        row(arm="on", rounds=10, drafted=[10, 10], accepted=[8, 4], tokens=23),
+        row(arm="on", rounds=2, drafted=[2], accepted=[2], tokens=5),
     ]
-    assert stats.acceptance_length(on) == pytest.approx(1 + 14 / 12)
-    assert stats.survival_by_position(on) == pytest.approx([10 / 12, 4 / 10])
-    assert stats.acceptance_by_position(on) == pytest.approx([10 / 12, 0.4 / (10 / 12)])
-    assert stats.acceptance_by_position([row(arm="on", rounds=3, drafted=[3, 3], accepted=[0, 0])]) == [0.0]
-    assert stats.acceptance_length([]) is None
+    assert acceptance_length(on) == pytest.approx(1 + 14 / 12)
+    assert survival_by_position(on) == pytest.approx([10 / 12, 4 / 10])
+    assert acceptance_by_position(on) == pytest.approx([10 / 12, 0.4 / (10 / 12)])
+    assert acceptance_by_position([row(arm="on", rounds=3, drafted=[3, 3], accepted=[0, 0])]) == [0.0]
+    assert acceptance_length([]) is None
 
 
 def test_empty_summary_has_nulls_not_errors() -> None:
-    summary = stats.summarise([], [])
+    summary = summarise([], [])
     assert summary["speedup"] is None
     assert summary["acceptance_by_position"] == []
     assert summary["ttft_s"]["off"] == {"median": None, "p90": None}
@@ -118,7 +120,7 @@ def test_latency_spread() -> None:
 def test_whole_way_finds_the_planted_speedup(speedup: float) -> None:
     engine = FakeEngine(speedup)
     rows = run_fake(engine, make_prompts(40), BenchOptions(repeats=2, max_tokens=40))
-    summary = stats.summarise(rows, [])
+    summary = summarise(rows, [])
     assert summary["speedup"] == pytest.approx(speedup, rel=0.01)
     assert summary["speedup_ci95"][1] - summary["speedup_ci95"][0] < 0.03
     assert summary["off_vs_off"] == pytest.approx(1.0, rel=0.01)

@@ -230,7 +230,7 @@ def _step_record(step: Step, rows: list[Measurement], failed: int, cost: tuple[f
     wall_s, spent = cost
     record = StepRecord(
         arm=step.arm.name, k=step.arm.k, concurrency=step.concurrency, texts=len(rows), failed=failed,
-        tokens=sum(row.tokens for row in rows), wall_s=wall_s,
+        tokens=sum(row.tokens for row in rows), wall_s=wall_s, temperature=step.cells[0].temperature,
     )  # fmt: skip
     if spent is None:
         return record

@@ -22,7 +22,7 @@ from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.report import console_report, html_report
 from paceline.bench.resume import Run, remaining, resume
-from paceline.bench.stats import summarise
+from paceline.bench.summary import Terms, summarise
 from paceline.errors import PacelineError
 
 
@@ -116,7 +116,7 @@ def _finished(head: dict[str, Any], run: Run) -> dict[str, Any]:
     return head | {
         "labels": list(dict.fromkeys(label for arm in arms for label in arm["details"].get("labels", []))),
         "arms": arms,
-        "summary": summarise(run.rows, run.steps),
+        "summary": summarise(run.rows, run.steps, Terms(head["plan"]["options"]["max_tokens"])),
         "failures": [asdict(failure) for failure in run.failures],
         "steps": [asdict(step) for step in run.steps],
         "measurements": files.rows_as_data(run.rows),
