@@ -127,12 +127,11 @@ def counting(rows: Iterable[Measurement], steps: Iterable[StepRecord] = ()) -> s
     found = tally(rows, steps)
     if found is None:
         return None
-    words = f"Acceptance: {found.source}"
     if found.rounds is None:
-        return f"{words}, which tell no rounds; those are tokens - texts - accepted drafts."
-    if found.beyond:
-        words += (
-            f"; {found.beyond} of {found.accepted} accepted drafts lie beyond the ends of the texts: tokens per round"
-            " leave them out, acceptance by position cannot"
-        )
-    return f"{words}."
+        return f"{found.source}, without rounds; those are tokens - texts - accepted drafts"
+    if not found.beyond:
+        return found.source
+    return (
+        f"{found.source}; {found.beyond} of {found.accepted} accepted drafts lie beyond the ends of the texts: tokens"
+        " per round leave them out, acceptance by position cannot"
+    )

@@ -30,7 +30,10 @@ def drift(rows: Sequence[Measurement]) -> dict[str, Any]:
         return _unknown(f"fewer than {MIN_PROMPTS} prompts")
     y = np.log([row.tpot_s if by_token else row.seconds / row.tokens for row in timed])
     found = _slope(timed, y)
-    return _unknown("no arm was measured at different times") if found is None else _report(*found)
+    if found is None:
+        return _unknown("no arm was measured at different times")
+    what = "TPOT" if by_token else "seconds per token"
+    return _report(*found, f"slope of log {what} over time within each arm, clustered by prompt")
 
 
 def _slope(rows: Sequence[Measurement], y: Floats) -> tuple[float, float] | None:
@@ -89,11 +92,10 @@ def _codes(rows: Sequence[Measurement], key: Callable[[Measurement], Hashable]) 
     return np.array([numbers.setdefault(key(row), len(numbers)) for row in rows], dtype=np.int64)
 
 
-def _report(slope: float, half: float) -> dict[str, Any]:
+def _report(slope: float, half: float, why: str) -> dict[str, Any]:
     ratio, low, high = (math.exp(min(value, 50.0)) for value in (slope, slope - half, slope + half))
     steady = low <= 1.0 <= high or abs(ratio - 1.0) < LEAST
-    says = f"{ratio - 1:+.1%} seconds per token from start to end, 95% interval {low - 1:+.1%} to {high - 1:+.1%}"
-    return {"ratio": ratio, "ci95": [low, high], "steady": steady, "why": says}
+    return {"ratio": ratio, "ci95": [low, high], "steady": steady, "why": why}
 
 
 def _unknown(why: str) -> dict[str, Any]:

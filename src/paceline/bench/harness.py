@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from paceline.bench.arms import Answer, Arm, ArmError, Ask, Clock, Drafting, Facts
-from paceline.bench.measurement import ON, ON_AGAIN, Failure, Measurement, StepRecord
+from paceline.bench.measurement import OFF, ON, ON_AGAIN, Failure, Measurement, StepRecord
 from paceline.bench.plan import ArmKey, BenchOptions, Cell, Step, derive_seed
 from paceline.errors import UsageError
 
@@ -79,15 +79,17 @@ class Stage:
             self.tell(f"starting {name_of(key)}")
             self.up[id(arm)] = arm  # before it is open: one that fails half-way must be closed too
             await arm.open()
-            self.facts[key] = await arm.check()
-            admit(key, self.facts, self.contest.trusted)
+            own = ArmKey(ON if key.drafts else OFF, key.k)  # whichever of its names came first
+            self.facts[own] = await arm.check()
+            admit(own, self.facts, self.contest.trusted)
         return arm
 
     async def _warm_up(self, arm: Arm, step: Step) -> None:
         """Runs a few texts at this concurrency, so that compiling and first touches are not timed."""
         if not self.options.warmup:
             return
-        cells = step.cells[: max(self.options.warmup, step.concurrency if step.concurrency > 1 else 0)]
+        count = max(self.options.warmup, step.concurrency if step.concurrency > 1 else 0)
+        cells = list(itertools.islice(itertools.cycle(step.cells), count))
         asks = [
             Ask(cell.prompt.prompt, self.options.params(temperature, self.options.seed))
             for cell, temperature in itertools.product(cells, self.options.temperatures)
@@ -95,11 +97,17 @@ class Stage:
         await _in_flight(step.concurrency, [partial(arm.answer, ask) for ask in asks])
 
     async def close(self) -> None:
-        """Closes every arm that is up."""
+        """Closes every arm that is up, those after one that fails to close too."""
+        failed: Exception | None = None
         while self.up:
             _, arm = self.up.popitem()
             self.warm = {(at, c) for at, c in self.warm if at != id(arm)}
-            await arm.close()
+            try:
+                await arm.close()
+            except Exception as error:
+                failed = failed or error
+        if failed:
+            raise failed
 
 
 async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGenerator[Outcome, None]:
@@ -173,6 +181,8 @@ async def _in_flight(count: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> 
     finally:
         for worker in workers:
             worker.cancel()
+        # An arm is closed after this: no request may still be on its way then.
+        await asyncio.gather(*workers, return_exceptions=True)
     return results
 
 

@@ -96,7 +96,6 @@ def _collect(
         task = progress.add_task("starting", total=len(steps))
         stage = Stage(contest, options, lambda text: progress.update(task, description=text, refresh=True))
         begin = clock() - run.seconds
-        run.facts = stage.facts
 
         async def collect() -> None:
             async with aclosing(measure(stage, steps, lambda: clock() - begin)) as outcomes:
@@ -105,7 +104,10 @@ def _collect(
                     check_arms(run.rows, finished=False)
                     progress.update(task, advance=1, refresh=True)
 
-        asyncio.run(collect())
+        try:
+            asyncio.run(collect())
+        finally:
+            run.facts |= stage.facts
     check_arms(run.rows, finished=True)
 
 
