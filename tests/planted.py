@@ -26,7 +26,8 @@ class Machine:
     speedup: all seconds off over all seconds on, in expectation over prompts. lengths, gains: how far prompts differ in
     tokens and in what drafting is worth to them (log standard deviations). noise: of each request; bursts: of the
     machine, for as long as `burst_s`. drift: by what factor everything has slowed after 1000 seconds. crowd: what each
-    further request in flight adds to the time of all. bond: of length and gain; the speed-up is planted for 0.
+    further request in flight adds to the time of all. bond: of length and gain; the speed-up is planted for 0. piece:
+    tokens of a streamed event.
     """
 
     seed: int = 0
@@ -44,6 +45,7 @@ class Machine:
     crowd: float = 0.1
     accept: float = 0.7
     k: int = 4
+    piece: int = 12
     in_flight: int = 0
     most_in_flight: int = 0
     slow: dict[int, float] = field(default_factory=dict)
@@ -112,7 +114,8 @@ class PlantedArm:
     async def _stream(self, prompt: str, tokens: int, faster: float) -> Answer:
         machine, begin = self.machine, virtual_time.clock()
         each = machine.random.gauss(1.0, machine.noise) / faster
-        times, pieces = [], (1, *(4,) * ((tokens - 1) // 4), *(((tokens - 1) % 4,) if (tokens - 1) % 4 else ()))
+        later, rest = divmod(tokens - 1, machine.piece)
+        times, pieces = [], [1, *[machine.piece] * later, *[rest] * (rest > 0)]
         for piece in pieces:
             pause = machine.tpot_s * piece if times else machine.ttft_s
             await asyncio.sleep(pause * each * machine.pace(virtual_time.clock()))
@@ -121,7 +124,7 @@ class PlantedArm:
         if done:
             self.counted = plus(self.counted, done)
         return Answer(
-            text=prompt, tokens=tokens, finish_reason="stop", event_times_s=times, event_tokens=list(pieces),
+            text=prompt, tokens=tokens, finish_reason="stop", event_times_s=times, event_tokens=pieces,
             drafting=done if self.tells else None,
         )  # fmt: skip
 
