@@ -84,8 +84,10 @@ def origin(record: Record, path: Path) -> str:
 
 def labels(record: Record) -> list[str]:
     """What is special about a result, but for the device, which `origin` names."""
-    target = record.get("engine", {}).get("decisions", {}).get("target", "")
-    made = ["embedded miniature, trained for tests; real prompts"] if "'embedded'" in target else []
+    engines = [record.get("engine", {}), *(arm["details"] for arm in record.get("arms", []))]
+    targets = [engine.get("decisions", {}).get("target", "") for engine in engines]
+    embedded = any("'embedded'" in target for target in targets)
+    made = ["embedded miniature, trained for tests; real prompts"] if embedded else []
     return made + [label for label in record["labels"] if label != "CPU"]
 
 
@@ -228,6 +230,7 @@ def rows_line(record: Record) -> str:
 
 VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-bench/1": (bench_table, bench_line),
+    "paceline-bench/2": (bench_table, bench_line),
     "paceline-vs-transformers/1": (peer_table, peer_line),
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
