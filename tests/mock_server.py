@@ -31,7 +31,7 @@ class Plan:
     were. events: tokens of each streamed event. Faults, each for every so many-th request (0: never): change_token (one
     token), overrun (twice the tokens asked for), malformed (an event that is no JSON), truncate (no end of the stream),
     stall (silence after the first event), no_usage. dies_after: requests until it closes everything and answers none.
-    stamp: events carry the server's monotonic time, as "sent_s".
+    stamp: events carry when they were sent, as "sent_s" (time.perf_counter, which processes of a Linux machine share).
     """
 
     drafts: bool = False
@@ -59,7 +59,7 @@ class Plan:
 
 
 class MockServer:
-    """Serves a plan. asked: requests for texts so far; bodies: what they said."""
+    """Serves a plan. asked: requests for texts so far; bodies: what they said; took_s: how long whole answers took."""
 
     def __init__(self, plan: Plan, port: int = 0) -> None:
         self.plan, self.port = plan, port
@@ -67,6 +67,7 @@ class MockServer:
         self.rounds = self.drafted = self.accepted = 0
         self.by_position = [0] * plan.k
         self.bodies: list[dict[str, Any]] = []
+        self.took_s: list[float] = []
         self.writers = set[asyncio.StreamWriter]()
         self.random = random.Random(0)
         self._ready = threading.Event()
@@ -114,7 +115,7 @@ class MockServer:
 
     async def _answer(self, method: str, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         if path == "/v1/models":
-            return _send(writer, {"object": "list", "data": [{"id": self.plan.model, "object": "model"}]})
+            return _send(writer, {"data": [{"id": self.plan.model, "object": "model", "owned_by": "vllm"}]})
         if path == "/metrics":
             return _send(writer, self.metrics(), kind="text/plain")
         if path == "/version":
@@ -129,7 +130,7 @@ class MockServer:
         if self.plan.dies_after and self.asked > self.plan.dies_after:
             self._die()
             raise ConnectionResetError
-        await self._stream(path, asked, self.asked, writer)
+        await self._stream(asked, self.asked, writer)
         return None
 
     def metrics(self) -> str:
@@ -158,7 +159,7 @@ class MockServer:
             words[count // 2] += "x"
         return words
 
-    async def _stream(self, path: str, asked: dict[str, Any], number: int, writer: asyncio.StreamWriter) -> None:
+    async def _stream(self, asked: dict[str, Any], number: int, writer: asyncio.StreamWriter) -> None:
         plan, words = self.plan, self.text(asked, number)
         faster = plan.speedup if plan.drafts else 1.0
         if plan.drafts:
@@ -173,12 +174,13 @@ class MockServer:
                 _chunk(writer, 'data: {"choices": [{"del\n\n')
             if start and plan.hit("stall", number):
                 await asyncio.sleep(3600)
-            self._event(writer, path, "".join(words[start : start + plan.events]))
+            self._event(writer, asked, words[start : start + plan.events])
             await writer.drain()
         if plan.hit("truncate", number):
             writer.write(b"0\r\n\r\n")
             return
-        self._end(writer, path, (len(words), len(words) >= asked["max_tokens"]), number)
+        self._end(writer, asked, len(words), number)
+        self.took_s.append(time.perf_counter() - begin)
 
     def _count(self, tokens: int) -> None:
         """Rounds for so many tokens; every round drafts k, as vLLM counts them."""
@@ -191,20 +193,23 @@ class MockServer:
             self.rounds, self.drafted, self.accepted = self.rounds + 1, self.drafted + self.plan.k, self.accepted + kept
             left -= kept + 1
 
-    def _event(self, writer: asyncio.StreamWriter, path: str, text: str | None, finish: str | None = None) -> None:
+    def _event(
+        self, writer: asyncio.StreamWriter, asked: dict[str, Any], words: list[str], finish: str | None = None
+    ) -> None:
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
-        if "chat" in path:
-            choice["delta"] = {} if text is None else {"content": text}
+        if "messages" in asked:
+            choice["delta"] = {"content": "".join(words)} if words else {}
         else:
-            choice["text"] = text or ""
+            choice["text"] = "".join(words)
+        if asked.get("return_token_ids"):
+            choice["token_ids"] = [sum(map(ord, word)) + 1000 * len(word) for word in words]
         event: dict[str, Any] = {"id": "x", "model": self.plan.model, "choices": [choice]}
         if self.plan.stamp:
-            event["sent_s"] = time.clock_gettime(time.CLOCK_MONOTONIC)
+            event["sent_s"] = time.perf_counter()
         _chunk(writer, f"data: {json.dumps(event)}\n\n")
 
-    def _end(self, writer: asyncio.StreamWriter, path: str, length: tuple[int, bool], number: int) -> None:
-        tokens, cut = length
-        self._event(writer, path, None, "length" if cut else "stop")
+    def _end(self, writer: asyncio.StreamWriter, asked: dict[str, Any], tokens: int, number: int) -> None:
+        self._event(writer, asked, [], "length" if tokens >= asked["max_tokens"] else "stop")
         if not self.plan.hit("no_usage", number):
             usage = {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": tokens + 7}
             _chunk(writer, f"data: {json.dumps({'model': self.plan.model, 'choices': [], 'usage': usage})}\n\n")

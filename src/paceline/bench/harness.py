@@ -125,7 +125,7 @@ async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGen
             arm = await stage.take(step)
             outcome = await run_step(arm, step, stage.options, watch)
             yield outcome
-            failed[id(arm)] = 0 if outcome.rows else failed[id(arm)] + len(outcome.failures)
+            failed[id(arm)] = _in_a_row(outcome, failed[id(arm)])
             if failed[id(arm)] >= PATIENCE:
                 raise ArmError(
                     f"{failed[id(arm)]} requests in a row failed in the arm {name_of(step.arm)}; the last:"
@@ -133,6 +133,14 @@ async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGen
                 )
     finally:
         await stage.close()
+
+
+def _in_a_row(outcome: Outcome, before: int) -> int:
+    """How many requests of an arm have failed since the last one that was answered began."""
+    if not outcome.rows:
+        return before + len(outcome.failures)
+    last = max(row.started_s for row in outcome.rows)
+    return sum(failure.started_s > last for failure in outcome.failures)
 
 
 def admit(key: ArmKey, facts: Mapping[ArmKey, Facts], trusted: bool) -> None:
@@ -156,15 +164,23 @@ def admit(key: ArmKey, facts: Mapping[ArmKey, Facts], trusted: bool) -> None:
 async def run_step(arm: Arm, step: Step, options: BenchOptions, watch: Clock) -> Outcome:
     """Asks the arm for every text of the step, with so many requests in flight."""
     jobs = [partial(_ask, arm, step, cell, options, watch) for cell in step.cells]
-    before, begin = await arm.counters(), watch()
+    before, begin = await _counters(arm), watch()
     results = await _in_flight(step.concurrency, jobs)
-    wall_s, after = watch() - begin, await arm.counters()
+    wall_s, after = watch() - begin, await _counters(arm)
     rows = [r for r in results if isinstance(r, Measurement)]
     spent = after - before if before and after else None
     if spent and len(step.cells) == 1 and rows and rows[0].drafted_tokens is None:
         rows, spent = [with_drafting(rows[0], spent)], None
     failures = [r for r in results if isinstance(r, Failure)]
     return Outcome(_step_record(step, rows, len(failures), (wall_s, spent)), rows, failures)
+
+
+async def _counters(arm: Arm) -> Drafting | None:
+    """An engine that died during a step must not take the answers before it along: its next requests tell."""
+    try:
+        return await arm.counters()
+    except ArmError:
+        return None
 
 
 async def _in_flight(count: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
