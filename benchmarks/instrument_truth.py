@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 
 sys.path.insert(0, str(common.REPOSITORY / "tests"))  # the planted machines are the tests' own
 import truth_cases as truth
 
-COVERED, REJECTED = (0.92, 0.98), 0.08
+COVERED = (0.92, 0.98)
 
 
 def one(work: tuple[truth.Case, range]) -> dict[str, Any]:
@@ -40,13 +41,18 @@ def judge(record: dict[str, Any]) -> dict[str, Any]:
         "cases": len(cases), "runs": cases[0]["runs"],
         "coverage": [min(covered), max(covered)], "mean_coverage": sum(covered) / len(covered),
         "cases_covered_92_to_98": sum(COVERED[0] <= c <= COVERED[1] for c in covered),
-        "a_a_rejects_at_most": max(case["a_a_rejects"] for case in cases),
-        "mean_a_a_rejects": sum(case["a_a_rejects"] for case in cases) / len(cases),
-        "steady_said_to_drift_at_most": max(case["said_to_drift"] for case in cases),
+        "a_a_rejects": by_design(cases, "a_a_rejects"),
+        "steady_said_to_drift": by_design(cases, "said_to_drift"),
         "planted_drift_found_at_least": min(case["said_to_drift"] for case in record["slows_by_a_fifth"]),
         "not_steady_coverage_at_least": min(case["coverage"] for case in hard),
         "wrong_ways_cover_at_most": max(control["coverage"] for control in record["controls"]),
     }  # fmt: skip
+
+
+def by_design(cases: list[dict[str, Any]], figure: str) -> dict[str, float]:
+    """Over all planted speed-ups: they make no difference to what compares an arm with itself."""
+    names = dict.fromkeys(case["case"] for case in cases)
+    return {name: float(np.mean([c[figure] for c in cases if c["case"] == name])) for name in names}
 
 
 def show(record: dict[str, Any]) -> None:

@@ -45,8 +45,10 @@ def _slope(rows: Sequence[Measurement], y: Floats) -> tuple[float, float] | None
         return None
     slope = float((weight * x * y).sum() / pull.sum())
     prompts = _codes(rows, lambda row: row.prompt_id)
-    scores = np.bincount(prompts, weight * x * (y - slope * x))
-    clusters = effective(np.bincount(prompts, pull).astype(np.float64))
+    share = np.bincount(prompts, pull) / pull.sum()
+    # As if each prompt had been left out in turn: the slope follows a prompt that pulls hard, and hides its residuals.
+    scores = np.bincount(prompts, weight * x * (y - slope * x)) / np.maximum(1 - share, 0.1)
+    clusters = effective(share)
     spread = math.sqrt(float((scores**2).sum()) * len(scores) / (len(scores) - 1)) / float(pull.sum())
     return slope, float(student_t(clusters - 1)) * spread
 
