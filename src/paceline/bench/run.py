@@ -22,7 +22,7 @@ from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.report import console_report, html_report
 from paceline.bench.resume import Run, remaining, resume
-from paceline.bench.stats import summarise
+from paceline.bench.summary import Terms, summarise
 from paceline.errors import PacelineError
 
 
@@ -97,7 +97,6 @@ def _collect(
         task = progress.add_task("starting", total=len(steps))
         stage = Stage(contest, options, lambda text: progress.update(task, description=text, refresh=True))
         begin = clock() - run.seconds
-        run.facts = stage.facts
 
         async def collect() -> None:
             async with aclosing(measure(stage, steps, lambda: clock() - begin)) as outcomes:
@@ -106,7 +105,10 @@ def _collect(
                     check_arms(run.rows, finished=False)
                     progress.update(task, advance=1, refresh=True)
 
-        asyncio.run(collect())
+        try:
+            asyncio.run(collect())
+        finally:
+            run.facts |= stage.facts
     check_arms(run.rows, finished=True)
 
 
@@ -117,7 +119,7 @@ def _finished(head: dict[str, Any], run: Run) -> dict[str, Any]:
     return head | {
         "labels": list(dict.fromkeys(label for arm in arms for label in arm["details"].get("labels", []))),
         "arms": arms,
-        "summary": summarise(run.rows, run.steps),
+        "summary": summarise(run.rows, run.steps, Terms(head["plan"]["options"]["max_tokens"])),
         "failures": [asdict(failure) for failure in run.failures],
         "steps": [asdict(step) for step in run.steps],
         "measurements": files.rows_as_data(run.rows),
