@@ -117,7 +117,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             if key != "labels":
                 yield from _flat(f"{prefix} {key}".strip(), item)
     else:
-        yield prefix, " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        yield prefix, {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown
 
 
 def passages_of(record: Record) -> tuple[list[Passage], str]:

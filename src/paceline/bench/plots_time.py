@@ -56,9 +56,12 @@ def _distribution(axes: Any, times: Times) -> None:
         edges = np.concatenate([values.min(keepdims=True), np.sort(values)])
         axes.step(edges, np.arange(len(edges)) / len(values), where="post", color=color, linestyle=line,
                   linewidth=1.9, label=f"drafting {arm}")  # fmt: skip
+    from matplotlib.ticker import LogLocator
+
     least, most = (f(np.concatenate(list(times.values()))) for f in (np.min, np.max))
     if most > MANY_TIMES * least:
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=[])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(left=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -36,7 +36,7 @@ def _by_category(summary: Summary) -> Iterator[Table]:
     noise = [times(summary["off_vs_off"]), interval(summary["off_vs_off_ci95"]), UNKNOWN,
              percent(summary["off_vs_off_equal_outputs"]), UNKNOWN, UNKNOWN]  # fmt: skip
     rows = [[name(key), *speed_cells(block)] for key, block in summary["by_category"].items()]
-    rows += [["all", *speed_cells(summary)], ["off against off (noise)", *noise]]
+    rows += [["all", *speed_cells({**summary, "pairs": summary["timed_pairs"] or summary["pairs"]})], ["off against off (noise)", *noise]]
     at = f", temperature {summary['temperature']:g}" if summary["temperature"] is not None else ""
     at += f", k = {summary['k']}" if summary["k"] is not None else ""
     yield Table(f"Speed-up by category{at}", ["category", *SPEED], rows)
@@ -124,7 +124,7 @@ def _failures(record: dict[str, Any]) -> Iterator[Table]:
 
 
 def _arms(record: dict[str, Any]) -> Iterator[Table]:
-    if record["arms"]:
+    if any(arm.get("why") for arm in record["arms"]):  # else nothing is known that the sections do not have
         rows = [_arm(arm) for arm in record["arms"]]
         header = ["arm", "engine", "model", "drafts", "how that is known", "acceptance from"]
         yield Table("Arms", header, rows, words=True)
@@ -139,8 +139,7 @@ def _arm(arm: dict[str, Any]) -> Row:
 
 def in_order(blocks: dict[str, Any]) -> list[tuple[str, Any]]:
     """Blocks by the number that names them; unknown ones last."""
-    numbered: Callable[[str], float] = lambda key: float("inf") if key == "None" else float(key)  # noqa: E731
-    return sorted(blocks.items(), key=lambda item: numbered(item[0]))
+    return sorted(blocks.items(), key=lambda item: float("inf") if item[0] == "None" else float(item[0]))
 
 
 def _k(key: str) -> str:

@@ -50,13 +50,17 @@ def _worth(summary: Block) -> str:
     if 1 < len(known) <= NAMED and effect(summary, floor) != FEW:
         return _each(known, floor)
     what = _says("drafting", summary, effect(summary, floor))
-    told = {key: block for key, block in known.items() if effect(block, floor) in (GAIN, LOSS)}
-    if len(known) <= NAMED or len(told) < 2:
-        return what
-    ranked = sorted(told.items(), key=lambda item: -item[1]["speedup"])
-    ends = [f"{name(key)} {word}, {_numbers(block)}" for (key, block), word in zip(
-        (ranked[0], ranked[-1]), ("most", "least"), strict=True)]  # fmt: skip
-    return f"{what} ({'; '.join(ends)})"
+    told = {key: block for key, block in known.items() if block["speedup_ci95"] is not None}
+    return f"{what} ({_range(told)})" if len(known) > NAMED and len(told) > 1 else what
+
+
+def _range(blocks: dict[str, Block]) -> str:
+    """The extremes of many categories; the most and the least of many always differ, so by chance too."""
+    ranked = sorted(blocks.items(), key=lambda item: item[1]["speedup"])
+    (lowest, low), (highest, high) = ranked[0], ranked[-1]
+    chance = "" if high["speedup_ci95"][0] > low["speedup_ci95"][1] else ", an order that may be chance"
+    ends = f"from {times(low['speedup'])} in {name(lowest)} to {times(high['speedup'])} in {name(highest)}"
+    return f"{ends}{chance}"
 
 
 def _each(blocks: dict[str, Block], floor: float) -> str:
