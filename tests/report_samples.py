@@ -55,7 +55,8 @@ def rows_of(world: World) -> list[Measurement]:
 
 def _row(world: World, rng: random.Random, cell: Any, place: Any) -> Measurement:
     (prompt, category, temperature, repeat, load), (arm, k, now, order) = cell, place
-    own = random.Random(f"{prompt} {temperature} {repeat if temperature else 0}{'' if world.same_texts else world.seed}")
+    version = "" if world.same_texts else world.seed
+    own = random.Random(f"{prompt} {temperature} {repeat if temperature else 0}{version}")
     tokens = own.randint(20, world.max_tokens)
     gain = world.gains[category] * K_FACTOR.get(k, 0.9) * LOAD_FACTOR.get(load, 0.8) if k else 1.0
     gain *= own.gauss(1.0, 0.1) if k else 1.0
@@ -68,7 +69,7 @@ def _row(world: World, rng: random.Random, cell: Any, place: Any) -> Measurement
         order=order, prompt_id=prompt, category=category, arm=arm, temperature=temperature, repeat=repeat, seed=order,
         seconds=ttft_s + tpot_s * (tokens - 1), ttft_s=ttft_s, tpot_s=tpot_s, prompt_tokens=40, tokens=tokens,
         rounds=rounds if told else 0, drafted=[rounds] * k if told else [], accepted=accepted if told else [],
-        token_times_s=[ttft_s + tpot_s * i for i in range(tokens)], token_sha256=f"{prompt} {temperature}",
+        token_times_s=[ttft_s + tpot_s * i for i in range(tokens)], token_sha256=f"{prompt} {temperature} {version}",
         finish_reason="stop" if tokens < world.max_tokens else "length", k=k, concurrency=load, started_s=now,
         drafted_tokens=rounds * k if told else None, accepted_tokens=sum(accepted) if told else None,
     )  # fmt: skip
@@ -102,7 +103,8 @@ def record_of(rows: Sequence[Measurement], **more: Any) -> Record:
 def provenance() -> Record:
     return {
         "command": ["paceline", "bench", "--k", "1,3,5"], "date_utc": "2026-11-24T12:00:00+00:00", "python": "3.11.7",
-        "versions": {"paceline": "0.1.0", "torch": "2.13.0", "triton": None}, "git": {"commit": "a" * 40, "changed": False},
+        "versions": {"paceline": "0.1.0", "torch": "2.13.0", "triton": None},
+        "git": {"commit": "a" * 40, "changed": False},
         "machine": {"system": "Linux", "cpu": "A CPU", "cores": 8, "cores_usable": 8, "threads": {"torch": 8},
                     "memory_bytes": 2**34, "gpu": None},
         "load_before": [0.1, 0.1, 0.1], "load_after": [0.9, 0.5, 0.2],
@@ -155,12 +157,15 @@ FULL = World(gains=GAINS, ks=(1, 3, 5), concurrencies=(1, 4, 16), temperatures=(
 def full_record(world: World = FULL) -> Record:
     """Everything at once: sweeps, divergences, gates, prices, failures."""
     found = [
-        {"prompt_id": "p3", "category": "code", "k": 3, "temperature": 0.0, "repeat": 0, "concurrency": 1, "at_char": 412,
-         "common": "and so the list is sorted in place, which\n    is what we want", "off": " because it saves memory.",
-         "on": " since it saves memory.", "gap_nats": 0.013, "verdict": "near-tie", "source": "the engine's log-probabilities",
+        {"prompt_id": "p3", "category": "code", "k": 3, "temperature": 0.0, "repeat": 0, "concurrency": 1,
+         "at_char": 412, "common": "and so the list is sorted in place, which\n    is what we want",
+         "off": " because it saves memory.",
+         "on": " since it saves memory.", "gap_nats": 0.013, "verdict": "near-tie",
+         "source": "the engine's log-probabilities",
          "why": "the two likeliest tokens lay 0.013 nats apart"},
-        {"prompt_id": "p9", "category": "chat", "k": 3, "temperature": 0.0, "repeat": 0, "concurrency": 16, "at_char": 90,
-         "common": "The capital of France is", "off": " Paris.", "on": " Berlin.", "gap_nats": 4.2, "verdict": "defect",
+        {"prompt_id": "p9", "category": "chat", "k": 3, "temperature": 0.0, "repeat": 0, "concurrency": 16,
+         "at_char": 90, "common": "The capital of France is", "off": " Paris.", "on": " Berlin.", "gap_nats": 4.2,
+         "verdict": "defect",
          "source": "the engine's log-probabilities", "why": "plain decoding was not in doubt here"},
     ]  # fmt: skip
     rows = rows_of(world)

@@ -46,6 +46,7 @@ def bench(
     draft_head: flags.DraftHead = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
     resume: Resume = False,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
@@ -78,7 +79,7 @@ def bench(
     ks = None if k is None else whole_numbers("--k", k)
     llm = load(options_of(ctx), None if ks is None else max(ks))
     contest = local_contest(llm, ks or (llm.resolved.k,))
-    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume))))
+    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume, markdown))))
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -23,7 +23,10 @@ def _table(table: Table) -> RichTable:
     shown = RichTable(title=Text(table.title), title_justify="left", caption=Text(table.note) if table.note else None,
                       caption_justify="left")  # fmt: skip
     for i, name in enumerate(table.header):
-        shown.add_column(Text(name), justify="left" if i == 0 or table.words else "right")
+        number = i > 0 and not table.words
+        # Numbers keep their line, and where a terminal is narrow the names give way.
+        title = Text(name.replace(" ", "\n") if number else name)
+        shown.add_column(title, justify="right" if number else "left", no_wrap=number, vertical="bottom")
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown

@@ -45,7 +45,7 @@ def _order(record: Record) -> str:
     ks = [k for k in record["plan"]["ks"] if k is not None]
     what = f"with k = {listing(_numbers(ks), 'or')}" if ks else "with drafting"
     if record["plan"]["options"].get("alternate"):
-        return f"One arm ran at a time, whole passes over all prompts: {what}, without, without again, and {what} again."
+        return f"One arm ran at a time, in whole passes over the prompts: {what}, without twice, and {what} again."
     return f"Each prompt was generated without drafting, {what}, and without drafting again, in random order."
 
 
@@ -61,13 +61,13 @@ def _numbers(values: Any) -> list[str]:
 def _statistics(summary: Record) -> Iterator[str]:
     yield (
         "Speed-up is all seconds without drafting over all seconds with it, prompt processing included, for the same"
-        f" pairs: a ratio of sums, never a mean of ratios. Intervals ({CONFIDENCE:.0%}) come from {DRAWS:,} bootstrap draws"
-        f" of whole prompts, widened for few prompts as Student's t is; below {MIN_PROMPTS} prompts none is given. Each"
-        " stands alone: of twenty categories without any difference, one leaves out 1 by chance."
+        f" pairs: a ratio of sums, never a mean of ratios. Intervals ({CONFIDENCE:.0%}) come from {DRAWS:,} bootstrap"
+        f" draws of whole prompts, widened for few prompts as Student's t is; below {MIN_PROMPTS} prompts none is"
+        " given. Each stands alone: of twenty categories without any difference, one leaves out 1 by chance."
     )
     yield (
-        "Tokens per round counts the bonus token, so 1.00 is plain decoding. Two texts are the same when their token ids"
-        " are, or where an engine tells none, their characters."
+        "Tokens per round counts the bonus token, so 1.00 is plain decoding. Two texts are the same when their token"
+        " ids are, or where an engine tells none, their characters."
     )
     if summary["counting"]:
         yield f"How acceptance was counted: {plain(summary['counting'])}."
@@ -136,5 +136,6 @@ def _passage(one: Record) -> Passage:
     parts += [f"{one['concurrency']} requests at once"] if (one.get("concurrency") or 1) > 1 else []
     kind, gap, why = one.get("verdict") or "unexplained", one.get("gap_nats"), plain(one.get("why") or "")
     says = [VERDICTS.get(kind, plain(kind)), f"gap {gap:.3g} nats" if gap is not None else "", why]
-    texts = [context(str(one.get(key) or "")) for key in ("common", "off", "on")]
-    return Passage(", ".join(parts), *texts, "; ".join(part for part in says if part), kind == "defect")
+    common, off, on = (context(str(one.get(key) or "")) for key in ("common", "off", "on"))
+    verdict = "; ".join(part for part in says if part)
+    return Passage(", ".join(parts), common, off, on, verdict, grave=kind == "defect")

@@ -86,7 +86,7 @@ def _inline(svg: str, name: str, says: str) -> str:
     rest = re.sub(r"'DejaVu Sans'[^;\"]*?sans-serif", "system-ui, sans-serif", rest)
     for color, variable in VARIABLES.items():
         rest = rest.replace(color, f"var({variable})")
-    return f"{head} role=\"img\" aria-label={quoteattr(says)}>{rest}"
+    return f'{head} role="img" aria-label={quoteattr(says)}>{rest}'
 
 
 def whiskers(axes: Any, points: Iterable[Whisker], floor: float = 1.0, across: bool = False) -> None:
@@ -119,4 +119,6 @@ def label_places(axes: Any, names: Sequence[str], across: bool = False) -> None:
 
 def legend_above(axes: Any, columns: int = 2) -> None:
     """A legend in one line over the axes, where it hides nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.6, columnspacing=1.2)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.6, columnspacing=1.2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

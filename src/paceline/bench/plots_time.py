@@ -41,7 +41,7 @@ def latency_figure(rows: list[Measurement]) -> Figure | None:
 
     medians = (f"{label} off {np.median(t['off']):.3g}, on {np.median(t['on']):.3g}" for label, t in panels)
     says = f"Cumulative distributions of latency. Medians: {'; '.join(medians)}."
-    note = "How many requests were done within a time: further left is faster. TTFT: to the first token. TPOT: per token."
+    note = "How many were done within a time: further left is faster. TTFT: to the first token. TPOT: per later token."
     return Figure("How long requests took", draw("latency", says, [1.75] * len(panels), paint), note, says)
 
 
@@ -125,7 +125,8 @@ def drift_figure(rows: list[Measurement], drift: dict[str, Any]) -> Figure | Non
         legend_above(axes)
 
     medians = ", ".join(f"{arm} {milliseconds(float(np.median(v[:, 1])))} ms" for arm, v in series.items())
-    told = {True: " Steady.", False: " Not steady."}.get(drift.get("steady"), "")  # type: ignore[call-overload]
+    steady = drift.get("steady")
+    told = "" if steady is None else " Steady." if steady else " Not steady."
     says = f"Time per output token over the run; medians: {medians}.{told}"
     note = f"One dot per text; lines are medians of neighbours. Level lines mean that the machine held its speed.{told}"
     return Figure("Did the machine hold its speed?", draw("drift", says, [2.6], paint), note, says)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from paceline.bench.measurement import ON
-from paceline.bench.record import SCHEMA
+from paceline.bench.record import SCHEMA, rows_from_data
+from paceline.bench.wording import name
 from paceline.errors import UsageError
 
 FIRST_SCHEMA = "paceline-bench/1"
@@ -32,6 +33,11 @@ ORIGIN: dict[str, Any] = {
     "command": [], "date_utc": "", "python": "", "versions": {}, "git": None, "machine": {}, "load_before": None,
     "load_after": None,
 }  # fmt: skip
+PARTS: dict[str, Any] = {
+    "complete": False, "failure": None, "labels": [], "arms": [], "failures": [], "steps": [], "health": [],
+    "prices": {}, "measurements": [], "plan": {}, "provenance": {}, "divergences": {}, "summary": {},
+}  # fmt: skip
+PLAN: dict[str, Any] = {"options": {}, "ks": [], "prompts": {}}
 EMBEDDED = "embedded miniature"
 
 
@@ -46,36 +52,48 @@ def read_record(path: Path) -> dict[str, Any]:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise UsageError(f"{path} has the schema {schema!r}, which is not a run of paceline bench; leave it out")
-    return tidy(data)
+    try:
+        record = tidy(data)
+        rows_from_data(record["measurements"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); measure again, or name another file") from None
+    return record
 
 
 def tidy(record: dict[str, Any]) -> dict[str, Any]:
-    """The record in this version's shape: what earlier ones put elsewhere is moved, what is missing is unknown."""
+    """The record in this version's shape: what earlier ones put elsewhere is moved, what is missing is unknown.
+
+    Raises ValueError where a part is not of its kind.
+    """
     if record.get("schema") == FIRST_SCHEMA:
         record = _from_first(record)
-    summary = _over(SUMMARY, record.get("summary"))
-    for name in ("by_category", "by_temperature", "by_k", "by_concurrency"):
-        summary[name] = {key: _over(BLOCK, block) for key, block in summary[name].items()}
-    defaults = {"complete": False, "failure": None, "labels": [], "arms": [], "failures": [], "steps": []}
-    return {
-        **defaults, **record,
-        "plan": _over({"options": {}, "ks": [], "prompts": {}}, record.get("plan")),
-        "provenance": _over(ORIGIN, record.get("provenance")),
-        "divergences": _over(DIVERGENCES, record.get("divergences")),
-        "health": record.get("health") or [], "prices": record.get("prices") or {},
-        "summary": summary, "measurements": record.get("measurements") or [],
-    }  # fmt: skip
+    record = _over(PARTS, record)
+    summary = _over(SUMMARY, record["summary"])
+    for group in ("by_category", "by_temperature", "by_k", "by_concurrency"):
+        summary[group] = {key: _over(BLOCK, block) for key, block in summary[group].items()}
+    return record | {
+        "summary": summary,
+        "plan": _over(PLAN, record["plan"]),
+        "provenance": _over(ORIGIN, record["provenance"]),
+        "divergences": _over(DIVERGENCES, record["divergences"]),
+    }
 
 
 def labels_of(record: dict[str, Any]) -> list[str]:
     """What is special about where the numbers come from; stands wherever they do."""
     text = json.dumps(record["arms"])
     found = [EMBEDDED] if "asked for as 'embedded'" in text or "assets/pair/target" in text else []
-    return list(dict.fromkeys([*found, *map(str, record["labels"])]))
+    return list(dict.fromkeys([*found, *map(name, record["labels"])]))
 
 
-def _over(defaults: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any]:
-    return {**defaults, **{key: value for key, value in (given or {}).items() if value is not None}}
+def _over(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults, and over them what is given and known; parts must be objects or lists where the defaults are."""
+    known = {key: value for key, value in given.items() if value is not None}
+    for key, value in known.items():
+        kind = type(defaults.get(key))
+        if kind in (dict, list) and not isinstance(value, kind):
+            raise ValueError(f"{key} is not {'an object' if kind is dict else 'a list'}")
+    return {**defaults, **known}
 
 
 def _from_first(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from paceline.bench.document import Row, Table
 from paceline.bench.wording import UNKNOWN, interval, milliseconds, name, number, percent, plain, times
 
-SPEED = ["speed-up", "95% interval", "tokens/round", "same text", "prompts", "pairs"]
+SPEED = ["speed-up", "95% interval", "tokens per round", "same text", "prompts", "pairs"]
 Summary = dict[str, Any]
 
 
@@ -36,7 +36,8 @@ def _by_category(summary: Summary) -> Iterator[Table]:
     noise = [times(summary["off_vs_off"]), interval(summary["off_vs_off_ci95"]), UNKNOWN,
              percent(summary["off_vs_off_equal_outputs"]), UNKNOWN, UNKNOWN]  # fmt: skip
     rows = [[name(key), *speed_cells(block)] for key, block in summary["by_category"].items()]
-    rows += [["all", *speed_cells({**summary, "pairs": summary["timed_pairs"] or summary["pairs"]})], ["off against off (noise)", *noise]]
+    timed = {**summary, "pairs": summary["timed_pairs"] or summary["pairs"]}
+    rows += [["all", *speed_cells(timed)], ["off against off (noise)", *noise]]
     at = f", temperature {summary['temperature']:g}" if summary["temperature"] is not None else ""
     at += f", k = {summary['k']}" if summary["k"] is not None else ""
     yield Table(f"Speed-up by category{at}", ["category", *SPEED], rows)
@@ -97,7 +98,8 @@ def _two(pair: dict[str, float | None], digits: int) -> Row:
 def _gates(record: dict[str, Any]) -> Iterator[Table]:
     if record["health"]:
         word = {True: "passed", False: "FAILED", None: "cannot be told"}
-        rows = [[name(gate.get("gate")), word[gate.get("ok")], plain(gate.get("says", ""))] for gate in record["health"]]
+        gates = [(gate.get("gate"), word[gate.get("ok")], gate.get("says", "")) for gate in record["health"]]
+        rows = [[name(gate), result, plain(says)] for gate, result, says in gates]
         yield Table("Health of the engine", ["gate", "result", "why"], rows, words=True)
 
 

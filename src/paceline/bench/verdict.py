@@ -1,7 +1,7 @@
 """A run in sentences: what drafting is worth, whether the text stayed the same, and what speaks against believing it.
 
-A difference that could be noise is not called a gain: the interval must leave out 1, and where drafting off differs from
-drafting off, leave out that difference too.
+A difference that could be noise is not called a gain: the interval must leave out 1, and where drafting off
+differs from drafting off, leave out that difference too.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def _text(record: dict[str, Any]) -> Iterator[str]:
 
 def notes(record: dict[str, Any]) -> list[Note]:
     """What a reader must know before believing the verdict, the gravest first."""
-    return sorted([*_broken(record), *_unequal(record), *_unsteady(record), *_little(record)], key=lambda n: not n.grave)
+    found = [*_broken(record), *_unequal(record), *_unsteady(record), *_little(record)]
+    return sorted(found, key=lambda note: not note.grave)
 
 
 def _broken(record: dict[str, Any]) -> Iterator[Note]:
@@ -159,8 +160,8 @@ def _unequal(record: dict[str, Any]) -> Iterator[Note]:
     """What is wrong with the texts."""
     summary, found = record["summary"], record["divergences"]
     if found["defects"]:
-        yield Note(f"{count(found['defects'], 'text')} changed in a way that rounding does not explain: the two ways did"
-                   " not do the same work, and the engine has a defect.", grave=True)  # fmt: skip
+        yield Note(f"{count(found['defects'], 'text')} changed in a way that rounding does not explain: the two ways"
+                   " did not do the same work, and the engine has a defect.", grave=True)  # fmt: skip
     elif summary["equal_outputs"] not in (None, 1.0) and not found["near_ties"]:
         yield Note("Texts that differ are not the same work: part of the difference in time may be theirs.", grave=True)
     if found["unexplained"]:
