@@ -12,6 +12,7 @@ from rich.console import Console
 
 from paceline import flags
 from paceline.bench.cli import bench
+from paceline.bench.report_cli import compare, report
 from paceline.errors import PacelineError, PromptError
 from paceline.flags import options_of, params_of
 from paceline.train.cli import app as train_app
@@ -21,6 +22,8 @@ from paceline.types import ChatMessage
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(train_app, name="train")
 app.command("bench")(bench)
+app.command("report")(report)
+app.command("compare")(compare)
 
 
 @app.command("generate")
