@@ -147,7 +147,8 @@ def test_markdown_holds_foreign_text_and_tables_together() -> None:
     assert len(header) >= 5
     for start, end in zip([i - 1 for i in header], [*(i - 1 for i in header[1:]), len(tables)], strict=True):
         assert len(set(widths[start:end])) == 1
-    assert escape("|") == "&#124;"
+    assert escape("| 1.5x [1.4, 1.6]") == "&#124; 1.5x [1.4, 1.6]"
+    assert "[" not in escape("[1](x) [1][x] [1]: x [a]")
 
 
 def test_markdown_says_what_the_page_says(full: tuple[dict[str, Any], str]) -> None:

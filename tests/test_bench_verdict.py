@@ -126,10 +126,34 @@ def test_changed_texts_that_nobody_examined_are_not_excused() -> None:
     assert any(note.grave and "not the same work" in note.text for note in notes(record))
 
 
+def test_sampled_texts_that_cannot_be_compared_are_not_called_changed() -> None:
+    record = two(1.5, 1.5)
+    record["summary"]["equal_outputs"] = 0.5
+    record["divergences"] |= {"compared": 16, "not_compared": {"1.0": "other random numbers are drawn"}}
+    assert verdict(record)[1] == "The text stayed the same in all 16 pairs."
+    assert "Texts at temperature 1.0 were not compared: other random numbers are drawn." in told(record)
+    assert not any(note.grave for note in notes(record))
+    assert {what: much for what, much, _ in key_figures(record)}["Same text"] == "16 of 16"
+    record["divergences"]["compared"] = 0
+    assert verdict(record)[1] == "Whether the text stayed the same cannot be told."
+
+
+def test_what_the_engine_does_by_itself_is_not_blamed_on_drafting() -> None:
+    record = two(1.5, 1.5)
+    record["divergences"] |= {"compared": 32, "differ": 2, "unexplained": 2, "noise": ["the plain run changes too"]}
+    assert "The plain run changes too." in told(record)
+    assert "nothing tells whether it was rounding" in told(record)
+    by_rounding = [note for note in notes(record) if "rounding" in note.text]
+    assert not any(note.grave for note in by_rounding)
+    record["divergences"]["blamed"] = 2
+    by_rounding = [note for note in notes(record) if "rounding" in note.text]
+    assert all(note.grave for note in by_rounding)
+
+
 def test_nothing_measured_is_said() -> None:
     record = tidy({"schema": "paceline-bench/2"})
     assert verdict(record) == ["Nothing can be said: no prompt was measured both with and without drafting."]
-    assert key_figures(record["summary"]) == []
+    assert key_figures(record) == []
     assert "stopped early (unknown reason)" in told(record)
 
 
@@ -149,7 +173,7 @@ def test_everything_that_speaks_against_it_is_told_the_gravest_first() -> None:
         "prefix cache: the drafting server reused no prompt", "1 text changed in a way that rounding does not explain",
         "nothing tells whether it was rounding", "runs without drafting gave different texts",
         "runs with drafting gave different texts", "2 texts had more tokens than asked for", "leaves out 1",
-        "drifted: a token took 1.12x [1.08, 1.15] as long at the end as at the start. The clock fell.",
+        "drifted: a token took 1.12x [1.08, 1.15] as long at the end as at the start (the clock fell).",
         "busy at the start", "only time was measured", "the best of several looks a little better",
     ):  # fmt: skip
         assert says in text
@@ -165,9 +189,9 @@ def test_a_clean_run_has_nothing_against_it() -> None:
 
 
 def test_the_key_figures() -> None:
-    figures = {what: much for what, much, _ in key_figures(tidy(full_record())["summary"])}
+    figures = {what: much for what, much, _ in key_figures(tidy(full_record()))}
     assert figures["Same text"] == "30 of 32"
     assert figures["Tokens/s"].count("→") == 1
     assert set(figures) == {"Speed-up, all prompts", "Tokens/s", "Tokens per round", "Same text"}
-    unknown = key_figures(two(1.5, 1.9, told=False)["summary"])
+    unknown = key_figures(two(1.5, 1.9, told=False))
     assert "Tokens per round" not in {what for what, _, _ in unknown}

@@ -76,23 +76,35 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
         if cell is None:
             yield f"{name(side.label)} and {name(first)} share no arm, so nothing can be said of them."
             continue
-        parts = [f"{_faster(own)} {how}" for own, how in ((off, "without drafting"), (on, "with it")) if own]
+        parts = _both_arms([(off, "without drafting"), (on, "with it")])
         at = f"at temperature {cell.temperature:g}"
         at += f" with {count(cell.concurrency, 'request')} at once" if cell.concurrency > 1 else ""
         gains = f"; {_gains(on, first, side.label)}" if on and on.speedup else ""
         yield f"Beside {name(first)}, {at}, {name(side.label)} {listing(parts)}{gains}."
 
 
-def _faster(cell: Cell) -> str:
+def _both_arms(arms: list[tuple[Cell | None, str]]) -> list[str]:
+    """What each arm did; words that the one before began with are left out."""
+    parts, before = list[str](), ""
+    for cell, how in arms:
+        if cell is not None:
+            verb, numbers = _faster(cell)
+            parts.append(f"{'' if verb == before else verb} {numbers} {how}".strip())
+            before = verb
+    return parts
+
+
+def _faster(cell: Cell) -> tuple[str, str]:
+    """A verb, and what it is about."""
     found = cell.values["tokens_per_s"]
     if found.ratio is None:
-        return "has no speed that could be compared"
+        return "has", "no speed that could be compared"
     if found.ci95 is None:
-        return f"has too few prompts to tell (ran at {times(found.ratio)} the speed)"
+        return "has", f"too few prompts to tell ({times(found.ratio)} the speed so far)"
     numbers = times_in(found.ratio, found.ci95)
     if found.ci95[0] <= 1 <= found.ci95[1]:
-        return f"shows no difference beyond noise ({numbers})"
-    return f"is {numbers} as fast"
+        return "shows", f"no difference beyond noise ({numbers})"
+    return "is", f"{numbers} as fast"
 
 
 def _gains(cell: Cell, first: str, other: str) -> str:

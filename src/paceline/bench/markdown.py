@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from paceline.bench.document import Document, Passage, Section, Table
 
 # As entities: what would be markup, mention a person, refer to an issue, or become a link.
-SPECIAL = {ord(c): f"&#{ord(c)};" for c in "\\`*_{}[]<>()#|~@&$"}
+SPECIAL = {ord(c): f"&#{ord(c)};" for c in "\\`*_{}[]<>#|~@&$"}
+# Brackets around numbers stay brackets, unless what follows would make a link of them.
+INTERVAL = re.compile(r"&#91;(\d[\d., ]*)&#93;(?![(\[:&])")
 
 
 def escape(text: str) -> str:
     """Text that GitHub shows as it is, inside a table too."""
-    return text.translate(SPECIAL).replace("://", "&#58;//").replace("www.", "www&#46;")
+    shown = text.translate(SPECIAL).replace("://", "&#58;//").replace("www.", "www&#46;")
+    return INTERVAL.sub(r"[\1]", shown)
 
 
 def to_markdown(document: Document) -> str:

@@ -24,7 +24,7 @@ def document_of(record: dict[str, Any]) -> Document:
     passages, passages_note = passages_of(record)
     return Document(
         title="What drafting is worth", verdict=verdict(record), labels=labels_of(record), notes=notes(record),
-        key_figures=key_figures(record["summary"]), figures=partial(figures_of, record), tables=tables_of(record),
+        key_figures=key_figures(record), figures=partial(figures_of, record), tables=tables_of(record),
         passages=passages, passages_note=passages_note, sections=sections_of(record),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ SUMMARY: dict[str, Any] = {
 }  # fmt: skip
 DIVERGENCES: dict[str, Any] = {
     "compared": 0, "differ": 0, "near_ties": 0, "defects": 0, "unexplained": 0, "limit_nats": None, "found": [],
+    "blamed": 0, "not_compared": {}, "noise": [],
 }  # fmt: skip
 ORIGIN: dict[str, Any] = {
     "command": [], "date_utc": "", "python": "", "versions": {}, "git": None, "machine": {}, "load_before": None,

@@ -15,6 +15,7 @@ from paceline.bench.wording import count, interval, listing, name, number, plain
 
 GAIN, LOSS, NOISE, FEW = "gain", "loss", "noise", "few"
 NAMED = 4  # categories in the headline; more are told by their extremes
+SHORT = 30  # letters of a category's name in a sentence
 Block = dict[str, Any]
 
 
@@ -57,10 +58,10 @@ def _worth(summary: Block) -> str:
 def _range(blocks: dict[str, Block]) -> str:
     """The extremes of many categories; the most and the least of many always differ, so by chance too."""
     ranked = sorted(blocks.items(), key=lambda item: item[1]["speedup"])
-    (lowest, low), (highest, high) = ranked[0], ranked[-1]
+    low, high = ranked[0][1], ranked[-1][1]
     chance = "" if high["speedup_ci95"][0] > low["speedup_ci95"][1] else ", an order that may be chance"
-    ends = f"from {times(low['speedup'])} in {name(lowest)} to {times(high['speedup'])} in {name(highest)}"
-    return f"{ends}{chance}"
+    first, last = (f"{times(block['speedup'])} in {name(key, SHORT)}" for key, block in (ranked[0], ranked[-1]))
+    return f"from {first} to {last}{chance}"
 
 
 def _each(blocks: dict[str, Block], floor: float) -> str:
@@ -71,7 +72,7 @@ def _each(blocks: dict[str, Block], floor: float) -> str:
         for key, block in ranked:
             if effect(block, floor) == kind:
                 again = kind == before and kind in (GAIN, LOSS)
-                parts.append(f"{name(key)} {_numbers(block)}" if again else _says(name(key), block, kind))
+                parts.append(f"{name(key, SHORT)} {_numbers(block)}" if again else _says(name(key, SHORT), block, kind))
                 before = kind
     return listing(parts)
 
@@ -95,8 +96,7 @@ def _what_to_do(summary: Block) -> Iterator[str]:
     if kind == LOSS:
         yield "leave drafting off"
         return
-    k = summary["advice"].get("k", summary["k"])
-    if k is not None and k != 0:
+    if (k := summary["k"]) is not None:
         yield f"use k = {k}{_as_good(summary, k)}" if kind == GAIN and len(_ks(summary)) > 1 else f"measured at k = {k}"
     off_from, measured = summary["advice"].get("off_from"), [int(c) for c in summary["by_concurrency"]]
     if off_from is not None and kind == GAIN and off_from > summary["concurrency"]:
@@ -117,24 +117,34 @@ def _as_good(summary: Block, best: int) -> str:
     return f" ({listing(near)} {'does' if len(near) == 1 else 'do'} about as well)" if near else ""
 
 
-def _text(record: dict[str, Any]) -> Iterator[str]:
+def texts_compared(record: dict[str, Any]) -> tuple[int, int]:
+    """How many pairs of texts were compared, and how many of them differ.
+
+    By the examination of the texts where there was one, which leaves out what cannot be compared: sampled texts of an
+    engine that does not repeat itself. Else by their digests.
+    """
     summary, found = record["summary"], record["divergences"]
-    equal, pairs = summary["equal_outputs"], summary["pairs"]
-    if equal is None:
+    if found["compared"] or found["not_compared"]:
+        return found["compared"], found["differ"]
+    if summary["equal_outputs"] is None:
+        return 0, 0
+    return summary["pairs"], summary["pairs"] - round(summary["equal_outputs"] * summary["pairs"])
+
+
+def _text(record: dict[str, Any]) -> Iterator[str]:
+    found, (pairs, differing) = record["divergences"], texts_compared(record)
+    if not pairs:
+        if found["not_compared"]:
+            yield "Whether the text stayed the same cannot be told."
         return
-    if equal == 1.0:
+    if not differing:
         yield f"The text stayed the same in all {count(pairs, 'pair')}." if pairs > 1 else "The text stayed the same."
         return
-    differing = pairs - round(equal * pairs)
-    changed = f"The text changed in {differing:,} of {count(pairs, 'pair')}"
-    kinds = [
-        count(found[key], noun)
-        for key, noun in (("defects", "defect"), ("near_ties", "rounding near-tie"))
-        if found[key]
-    ]
+    kinds = [count(found[key], what) for key, what in (("defects", "defect"), ("near_ties", "rounding near-tie"))
+             if found[key]]  # fmt: skip
     kinds += [f"{found['unexplained']:,} unexplained"] if found["unexplained"] else []
     why = listing(kinds) if kinds else "whether by rounding or by a defect, nothing tells"
-    yield f"{changed}: {why}."
+    yield f"The text changed in {differing:,} of {count(pairs, 'pair')}: {why}."
 
 
 def notes(record: dict[str, Any]) -> list[Note]:
@@ -158,19 +168,30 @@ def _broken(record: dict[str, Any]) -> Iterator[Note]:
 
 def _unequal(record: dict[str, Any]) -> Iterator[Note]:
     """What is wrong with the texts."""
-    summary, found = record["summary"], record["divergences"]
+    summary, found, (_, differing) = record["summary"], record["divergences"], texts_compared(record)
     if found["defects"]:
         yield Note(f"{count(found['defects'], 'text')} changed in a way that rounding does not explain: the two ways"
                    " did not do the same work, and the engine has a defect.", grave=True)  # fmt: skip
-    elif summary["equal_outputs"] not in (None, 1.0) and not found["near_ties"]:
+    elif differing and not found["near_ties"]:
         yield Note("Texts that differ are not the same work: part of the difference in time may be theirs.", grave=True)
     if found["unexplained"]:
-        yield Note(f"For {count(found['unexplained'], 'changed text')} nothing tells whether it was rounding.")
-    for key, what in (("off_vs_off_equal_outputs", "without"), ("on_vs_on_equal_outputs", "with")):
-        if summary[key] not in (None, 1.0):
-            yield Note(f"Two runs {what} drafting gave different texts: the engine itself is not repeatable here.")
+        blamed = found["blamed"] > found["defects"]
+        yield Note(f"For {count(found['unexplained'], 'changed text')} nothing tells whether it was rounding.", blamed)
+    for temperature, why in found["not_compared"].items():
+        yield Note(f"Texts at temperature {plain(temperature)} were not compared: {plain(why)}.")
+    yield from _unrepeatable(record)
     if summary["over_long"]:
         yield Note(f"{count(summary['over_long'], 'text')} had more tokens than asked for.")
+
+
+def _unrepeatable(record: dict[str, Any]) -> Iterator[Note]:
+    """Where an arm differs from itself: by the examination of the texts, which knows by how much, or by digests."""
+    if noise := record["divergences"]["noise"]:
+        yield from (Note(f"{plain(says)[:1].upper()}{plain(says)[1:]}.") for says in noise)
+        return
+    for key, what in (("off_vs_off_equal_outputs", "without"), ("on_vs_on_equal_outputs", "with")):
+        if record["summary"][key] not in (None, 1.0):
+            yield Note(f"Two runs {what} drafting gave different texts: the engine itself is not repeatable here.")
 
 
 def _unsteady(record: dict[str, Any]) -> Iterator[Note]:
@@ -182,15 +203,11 @@ def _unsteady(record: dict[str, Any]) -> Iterator[Note]:
                    f" lies within {times(floor_of(summary))} is not called a difference.", grave=True)  # fmt: skip
     if drift.get("steady") is False:
         slope = f"a token took {times_in(drift.get('ratio'), drift.get('ci95'))} as long at the end as at the start"
-        yield Note(f"The machine drifted: {slope}.{_because(drift)}", grave=True)
+        why = f" ({plain(drift['why'])})" if drift.get("why") else ""
+        yield Note(f"The machine drifted: {slope}{why}.", grave=True)
     load, cores = record["provenance"]["load_before"], record["provenance"]["machine"].get("cores")
     if load and cores and load[0] > cores / 2:
         yield Note(f"The machine was busy at the start: load {load[0]} on {cores} cores (loading counts too).")
-
-
-def _because(drift: dict[str, Any]) -> str:
-    why = plain(drift.get("why") or "").rstrip(".")
-    return f" {why[0].upper()}{why[1:]}." if why else ""
 
 
 def _little(record: dict[str, Any]) -> Iterator[Note]:
@@ -209,8 +226,9 @@ def _little(record: dict[str, Any]) -> Iterator[Note]:
         yield Note("k was chosen on these same prompts: the best of several looks a little better than it is.")
 
 
-def key_figures(summary: Block) -> list[tuple[str, str, str]]:
+def key_figures(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The four numbers that most are looking for: what, how much, and what to read beside it."""
+    summary, (pairs, differing) = record["summary"], texts_compared(record)
     if summary["speedup"] is None:
         return []
     ci95, speed = summary["speedup_ci95"], summary["tokens_per_s"]
@@ -220,7 +238,6 @@ def key_figures(summary: Block) -> list[tuple[str, str, str]]:
         figures.append(("Tokens/s", f"{number(speed['off'], 0)} → {number(speed['on'], 0)}", "drafting off → on"))
     if summary["acceptance_length"] is not None:
         figures.append(("Tokens per round", f"{summary['acceptance_length']:.2f}", "1.00 is plain decoding"))
-    if summary["equal_outputs"] is not None:
-        same = summary["pairs"] - round((1 - summary["equal_outputs"]) * summary["pairs"])
-        figures.append(("Same text", f"{same:,} of {summary['pairs']:,}", "pairs, drafting off and on"))
+    if pairs:
+        figures.append(("Same text", f"{pairs - differing:,} of {pairs:,}", "pairs, drafting off and on"))
     return figures
