@@ -57,6 +57,7 @@ def bench(
     draft_head: flags.DraftHead = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
     resume: Resume = False,
     on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
     engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
@@ -92,7 +93,7 @@ def bench(
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
     contest = served(wanted, ks) if wanted else in_process(ctx, ks, options.concurrencies)
-    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume))))
+    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume, markdown))))
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from paceline.bench.harness import Contest, Stage, check_arms, measure
 from paceline.bench.plan import BenchOptions, Step, plan
 from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
-from paceline.bench.report import console_report, html_report
+from paceline.bench.report import console_report, html_report, markdown_report
 from paceline.bench.resume import Run, remaining, resume
 from paceline.bench.summary import Terms, summarise
 from paceline.errors import PacelineError
@@ -28,15 +28,21 @@ from paceline.errors import PacelineError
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where results go: JSON with every raw timing, and a page if named. again: go on from what `out` holds."""
+    """Where results go: JSON with every raw timing, and a page and Markdown if named.
+
+    again: go on from what `out` holds.
+    """
 
     out: Path
     html: Path | None = None
     again: bool = False
+    markdown: Path | None = None
 
     def check(self) -> None:
         """Raises UsageError now for what could not be written after an hour of measuring."""
         files.check_writable(self.out)
+        if self.markdown is not None:
+            files.check_writable(self.markdown)
         if self.html is not None:
             files.check_writable(self.html)
             require_matplotlib()
@@ -45,7 +51,7 @@ class Output:
 def run_bench(
     contest: Contest, prompts: Sequence[BenchPrompt], options: BenchOptions, output: Output, clock: Clock = wall_clock
 ) -> dict[str, Any]:
-    """Measures, writes `out` (JSON) and `html` if named, shows tables on stderr, and returns the summary.
+    """Measures, writes `out` (JSON), `html` and `markdown` if named, shows tables on stderr, and returns the summary.
 
     Whatever ends it early, Ctrl-C included, is raised again after what was measured is in `out` as incomplete.
     Input that is refused before the first measurement leaves no file.
@@ -69,6 +75,8 @@ def run_bench(
     files.write_record(output.out, done)
     if output.html is not None:
         files.write_text(output.html, html_report(done))
+    if output.markdown is not None:
+        files.write_text(output.markdown, markdown_report(done))
     console.print(console_report(done))
     summary: dict[str, Any] = done["summary"]
     return summary
