@@ -1,4 +1,4 @@
-"""Real texts of the embedded pair with planted changes, and arms that answer questions about them, for several tests."""
+"""Real texts of the embedded pair with planted changes, and arms that answer questions about them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FakeArm:
 
 @dataclass(frozen=True)
 class RealText:
-    """What the embedded target writes for a prompt: ids, and at each place its likeliest tokens (id, log-probability)."""
+    """What the embedded target writes for a prompt: ids, and at each place the likeliest (id, log-probability)."""
 
     prompt_id: str
     prompt: Prompt

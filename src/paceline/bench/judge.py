@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.bench.arms import Ask
-from paceline.bench.trail import REPLACEMENT, Likely, after, common_length, spell
+from paceline.bench.trail import Likely, after, common_length, spell
 from paceline.cache import KVCache, Storage
 from paceline.engine import Engine
 from paceline.errors import CheckpointError, PromptError, UsageError
@@ -99,7 +99,8 @@ class JudgeTrail:
         first, second = (judge.encode(text) for text in texts)
         shared = common_length(first, second)
         # Whatever bytes made a replacement character, they were not those of that character.
-        while REPLACEMENT in (read := b"".join(map(judge.spells, first[:shared]))):
+        limit = min(len(spell(text.partition("\ufffd")[0])) for text in texts)
+        while len(read := b"".join(map(judge.spells, first[:shared]))) > limit:
             shared -= 1
         self.rests = spell(texts[0]).removeprefix(read), spell(texts[1]).removeprefix(read)
         self.judge = judge
