@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from bench_fakes import FakeEngine, make_prompts, run_fake
 from divergence_texts import MAX_TOKENS, FakeArm, RealText, RealTexts, ask_of, row
 
-from paceline.bench.arms import ArmError, Ask, Candidate
-from paceline.bench.divergence import Settings, changed, examine, exit_code, promises_same_samples
+from paceline.bench.arms import ArmError, Ask, Candidate, Facts
+from paceline.bench.divergence import Settings, asks_of, changed, examine, exit_code, settings_of
 from paceline.bench.judge import Judge
 from paceline.bench.measurement import OFF, OFF_AGAIN, ON, ON_AGAIN, Measurement
+from paceline.bench.plan import BenchOptions
 from paceline.errors import UsageError
 
 LIKELY = [(" cat", -0.7), (" dog", -0.9), (" hat", -4.0), (" emu", -9.0)]
@@ -76,6 +78,16 @@ def test_all_draft_lengths_and_both_halves_of_an_alternating_run_are_compared() 
     done = look([*rows, row(arm=ON_AGAIN, text="a c", k=4)])
     assert (done["compared"], done["differ"]) == (4, 1)
     assert only(done)["k"] == 4
+
+
+def test_rows_are_asked_again_as_they_were_asked() -> None:
+    prompts, options = make_prompts(3), BenchOptions(max_tokens=9, temperatures=(0.5,), top_k=7)
+    rows = run_fake(FakeEngine(), prompts, options)
+    engine_asked = {(ask.prompt, ask.params) for ask in map(asks_of(prompts, options), rows)}
+    fake = FakeEngine()
+    run_fake(fake, prompts, options)
+    assert engine_asked <= {(prompt, params) for prompt, params, _ in fake.calls}
+    assert len(engine_asked) == 3
 
 
 # ---- verdicts by the engine's own log-probabilities -----------------------------------------------------------------
@@ -241,32 +253,43 @@ def test_noise_does_not_hide_drafting_that_is_far_worse() -> None:
 def test_sampled_texts_of_an_engine_without_seeds_are_not_compared() -> None:
     done = look(run_of(20, off=range(20), on=range(20), temperature=1.0))
     assert (done["compared"], done["differ"], exit_code(done)) == (0, 0, 0)
-    assert "off against off" in done["not_compared"][1.0]
+    assert "off against off" in done["not_compared"]["1.0"]
 
 
 def test_sampled_texts_of_an_engine_whose_drafting_draws_otherwise_are_not_compared() -> None:
     rows = run_of(20, off=[], on=range(20), temperature=1.0)
-    assert "other random numbers" in look(rows)["not_compared"][1.0]
-    promised = look(rows, settings=Settings(same_samples=promises_same_samples("Paceline")))
+    assert "other random numbers" in look(rows)["not_compared"]["1.0"]
+    promised = look(rows, settings=Settings(same_samples=True))
     assert (promised["compared"], promised["differ"], exit_code(promised)) == (20, 20, 1)
 
 
 def test_sampled_texts_need_a_second_plain_run() -> None:
     rows = [r for r in run_of(20, off=[], on=[3], temperature=1.0) if r.arm != OFF_AGAIN]
-    assert "sampled twice" in look(rows)["not_compared"][1.0]
+    assert "sampled twice" in look(rows)["not_compared"]["1.0"]
 
 
 def test_a_sampled_token_that_may_come_is_unexplained_and_an_impossible_one_a_defect() -> None:
     rows = run_of(20, off=[], on=[3], temperature=1.0)
-    assert only(look(rows, FakeArm({"I see the": [*LIKELY, (" axe", -5.0)]})))["verdict"] == "unexplained"
-    assert only(look(rows, FakeArm({"I see the": [*LIKELY, (" axe", -25.0)]})))["verdict"] == "defect"
+    likely, impossible = (FakeArm({"I see the": [*LIKELY, (" axe", logprob)]}) for logprob in (-5.0, -25.0))
+    done = look(rows, likely)
+    assert (only(done)["verdict"], exit_code(done)) == ("unexplained", 0)
+    assert exit_code(look(rows, likely, settings=Settings(same_samples=True))) == 1
+    done = look(rows, impossible)
+    assert (only(done)["verdict"], exit_code(done)) == ("defect", 1)
+
+
+def test_paceline_is_held_to_its_promise() -> None:
+    """Equal bits: there a gap that rounding would explain elsewhere is a defect."""
+    rows, arm = pair("I see the cat there", "I see the dog there"), FakeArm({"I see the": LIKELY})
+    assert look(rows, arm, settings=settings_of(Facts("paceline", None, "m", False, "")))["defects"] == 1
+    assert look(rows, arm, settings=settings_of(Facts("vllm", None, "m", False, "")))["near_ties"] == 1
 
 
 def test_greedy_rows_are_judged_beside_sampled_ones() -> None:
     greedy = run_of(5, off=[], on=[2])
     sampled = run_of(5, off=range(5), on=range(5), temperature=0.7)
     done = look([*greedy, *sampled], FakeArm({"I see the": LIKELY}))
-    assert (done["compared"], done["defects"], list(done["not_compared"])) == (5, 1, [0.7])
+    assert (done["compared"], done["defects"], list(done["not_compared"])) == (5, 1, ["0.7"])
 
 
 # ---- the embedded model as judge ------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.bench.arms import Arm, ArmError, Ask
+from paceline.bench.arms import Arm, ArmError, Ask, Facts
 from paceline.bench.judge import Judge, JudgeTrail
 from paceline.bench.measurement import OFF, OFF_AGAIN, ON, ON_AGAIN, Measurement
+from paceline.bench.plan import BenchOptions
+from paceline.bench.prompts import BenchPrompt
 from paceline.bench.trail import ArmTrail, Fork, Trail, common_length, follow
 from paceline.errors import PacelineError, UsageError
 
@@ -31,12 +33,6 @@ LIMIT_NATS = 0.5
 FP32_LIMIT_NATS = 0.001
 NEAR_TIE, DEFECT, UNEXPLAINED = "near-tie", "defect", "unexplained"
 IMPOSSIBLE_NATS = 14.0  # below the likeliest: once in a million tokens, so not in the texts of one run
-SAMPLES_ALIKE = (
-    "paceline",
-    "llama.cpp",
-    "xllamacpp",
-    "mlx-vlm",
-)  # draw what the target draws, and keep drafts equal to it
 ENGINE, JUDGE = "the plain engine's log-probabilities", "Paceline's own model"
 CONTEXT_CHARS, SHOWN_CHARS = 60, 40
 RARE = 0.01
@@ -61,9 +57,17 @@ class Settings:
             raise UsageError(f"a near tie needs at least the 2 likeliest tokens, not {self.likeliest!r}")
 
 
-def promises_same_samples(engine: str) -> bool | None:
-    """Whether an engine of that name draws sampled tokens alike with and without drafting; None where not known."""
-    return True if any(name in engine.lower() for name in SAMPLES_ALIKE) else None
+def settings_of(off: Facts) -> Settings:
+    """The usual settings for an engine: Paceline promises equal bits, so there rounding excuses next to nothing."""
+    if off.engine == "paceline":
+        return Settings(limit_nats=FP32_LIMIT_NATS, same_samples=True)
+    return Settings()
+
+
+def asks_of(prompts: Iterable[BenchPrompt], options: BenchOptions) -> Asks:
+    """The request that each row of a run answered."""
+    known = {prompt.id: prompt.prompt for prompt in prompts}
+    return lambda row: Ask(known[row.prompt_id], options.params(row.temperature, row.seed))
 
 
 async def examine(
@@ -93,7 +97,7 @@ async def examine(
         "unexplained": verdicts.count(UNEXPLAINED),
         "limit_nats": review.settings.limit_nats,
         "not_compared": {
-            t: part["why_not"] for t, part in zip(_temperatures(rows), parts, strict=True) if part["why_not"]
+            str(t): part["why_not"] for t, part in zip(_temperatures(rows), parts, strict=True) if part["why_not"]
         },
         "noise": [part["noise"] for part in parts if part["noise"]],
         "blamed": sum(entry["blamed"] for entry in found),
@@ -168,7 +172,7 @@ def _incomparable(pairs: Sequence[Pair], plain: Sequence[Pair], promised: bool |
     if not promised and _equal_share(pairs) < 0.5:
         return (
             "sampled texts cannot be compared on this engine: plain runs repeat themselves for equal seeds, but with"
-            " drafting other random numbers are drawn; only the law of many texts could tell"
+            " drafting it draws other random numbers, or rounding moves its draws; only the law of many texts can tell"
         )
     return ""
 
@@ -231,8 +235,13 @@ class _Review:
             "at_char": at, "common": first.text[max(0, at - CONTEXT_CHARS) : at],
             "off": first.text[at : at + SHOWN_CHARS], "on": second.text[at : at + SHOWN_CHARS], "gap_nats": gap,
             "verdict": verdict, "source": source, "why": f"{why}; {hint}" if hint else why,
-            "blamed": verdict != NEAR_TIE,
+            "blamed": self._blames(verdict, first.temperature),
         }  # fmt: skip
+
+    def _blames(self, verdict: str, temperature: float) -> bool:
+        """Whether it speaks against drafting; a sampled draw that rounding may have moved does so only on a promise."""
+        open_to_doubt = temperature > 0 and not self.settings.same_samples
+        return verdict == DEFECT or (verdict == UNEXPLAINED and not open_to_doubt)
 
     async def _ask(self, pair: Pair) -> tuple[str, float | None, str, str]:
         if not pair[0].text and not pair[1].text:
