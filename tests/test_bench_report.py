@@ -14,7 +14,7 @@ from bench_fakes import FakeEngine, make_prompts
 from paceline.bench import record, report
 from paceline.bench.plan import BenchOptions
 from paceline.bench.prompts import BenchPrompt
-from paceline.bench.run import Output, run_bench
+from paceline.bench.run import Output, Tools, run_bench
 from paceline.errors import UsageError
 
 OPTIONS = BenchOptions(max_tokens=30, temperatures=(0.0, 1.0))
@@ -25,7 +25,7 @@ SUMMARY_KEYS = {
 
 
 def bench(tmp_path: Path, engine: FakeEngine, prompts: list[BenchPrompt] | None = None) -> dict[str, Any]:
-    run_bench(engine.contest(), prompts or make_prompts(12), OPTIONS, Output(tmp_path / "r.json"), engine.clock)
+    run_bench(engine.contest(), prompts or make_prompts(12), OPTIONS, Output(tmp_path / "r.json"), Tools(engine.clock))
     stored: dict[str, Any] = json.loads((tmp_path / "r.json").read_text())
     return stored
 
@@ -34,7 +34,7 @@ def test_record_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     engine = FakeEngine(1.5)
     engine.describe = lambda: {"checkpoint": "tiny", "labels": ["random weights"]}  # type: ignore[attr-defined]
     output = Output(tmp_path / "r.json", tmp_path / "r.html", markdown=tmp_path / "r.md")
-    summary = run_bench(engine.contest(), make_prompts(12), OPTIONS, output, engine.clock)
+    summary = run_bench(engine.contest(), make_prompts(12), OPTIONS, output, Tools(engine.clock))["summary"]
     stored = json.loads((tmp_path / "r.json").read_text())
     assert stored["summary"] == json.loads(json.dumps(summary))
     assert set(summary) >= SUMMARY_KEYS
