@@ -28,7 +28,6 @@ from paceline.bench.resume import Run, remaining, resume
 from paceline.bench.summary import Prices, Terms, summarise
 from paceline.errors import PacelineError
 
-
 NO_PRICES = Prices()
 
 
