@@ -12,7 +12,7 @@ from replay import RECORDED, STALL, Spoil, recording, replaying
 
 from paceline.bench.adapters.dialect import Wish
 from paceline.bench.adapters.engines import DIALECTS, detect, named, trt_counters
-from paceline.bench.adapters.http import HttpArm
+from paceline.bench.adapters.http import HttpArm, choose_model
 from paceline.bench.adapters.prometheus import drafting_counters
 from paceline.bench.adapters.wire import Wire, identity_of, root_of
 from paceline.bench.arms import Answer, ArmError, Ask, Drafting, Facts
@@ -255,6 +255,12 @@ def test_of_several_models_one_must_be_chosen() -> None:
         with pytest.raises(ArmError, match="serves 2 models; choose one with --model: a, b"):
             on_arm(HttpArm(server.url, Wish()), look_and_ask)
         assert on_arm(HttpArm(server.url, Wish("b")), look_and_ask)[0].model == "b"
+
+
+def test_ollamas_own_tag_may_be_left_out() -> None:
+    assert choose_model(["gemma4:latest", "x"], "gemma4", "u") == "gemma4:latest"
+    with pytest.raises(ArmError, match="does not serve 'gemma4'; it has: gemma4:e4b"):
+        choose_model(["gemma4:e4b"], "gemma4", "u")
 
 
 def test_another_draft_length_than_the_one_named_is_refused() -> None:

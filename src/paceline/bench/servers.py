@@ -174,8 +174,8 @@ class ServedArm:
         """Starts the server. Raises ArmError with its own last words when it does not come up."""
         self._server = Server(self.order)
         await self._server.start()
-        k = self.order.k
-        self._arm = HttpArm(self._server.url, Wish(self.model, k or None, k > 0), self.order.dialect, self.stall_s)
+        k, model = self.order.k, self.model or self.order.fill(self.order.profile.model, self._server.port)
+        self._arm = HttpArm(self._server.url, Wish(model or None, k or None, k > 0), self.order.dialect, self.stall_s)
         await self._arm.open()
 
     async def close(self) -> None:

@@ -125,8 +125,9 @@ def choose_model(served: list[str], wanted: str | None, url: str) -> str:
     """The model to ask for. Raises ArmError for one that the server does not have, or several to choose from."""
     if wanted is None and len(served) == 1:
         return served[0]
-    if wanted in served:
-        return str(wanted)
+    for name in (wanted, f"{wanted}:latest"):  # Ollama's models have a tag
+        if name in served:
+            return str(name)
     names = ", ".join(served[:8]) or "none"
     if wanted is None:
         raise ArmError(f"{url} serves {len(served)} models; choose one with --model: {names}")
