@@ -128,7 +128,7 @@ def node(parent: str, role: str, text: str | None) -> dict[str, Any]:
     return {"parent": parent, "message": {"author": {"role": role}, "content": content}}
 
 
-CHATGPT = {
+CHATGPT: dict[str, Any] = {
     "title": "t",
     "id": "chat-9",
     "current_node": "e",
@@ -139,10 +139,12 @@ CHATGPT = {
         "dead": node("a", "assistant", "no"),
         "th": node("a", "assistant", None),
         "b": node("th", "assistant", "two"),
-        "c": node("b", "user", "three"),
+        "hid": node("b", "user", "hidden"),
+        "c": node("hid", "user", "three"),
         "e": node("c", "assistant", "four"),
     },
 }
+CHATGPT["mapping"]["hid"]["message"]["metadata"] = {"is_visually_hidden_from_conversation": True}
 CLAUDE = {
     "uuid": "chat-9",
     "chat_messages": [
@@ -202,6 +204,12 @@ def test_chat_exports(mine: Path, chat: dict[str, Any]) -> None:
     assert texts(read_file(write(mine, chat))) == [last]  # a line of JSON Lines is read alike
     with pytest.raises(UsageError, match="first, last, all, not 'some'"):
         Options(turns="some")
+
+
+def test_neighbours_of_one_role_are_joined(mine: Path) -> None:
+    pieces = [("human", "one"), ("assistant", "two"), ("assistant", "three"), ("human", "four"), ("human", "five")]
+    reading = read_file(write(mine, {"chat_messages": [{"sender": role, "text": text} for role, text in pieces]}))
+    assert texts(reading) == [[("u", "one"), ("a", "two\n\nthree"), ("u", "four\n\nfive")]]
 
 
 def test_what_is_no_text_is_skipped_and_counted(mine: Path) -> None:

@@ -237,3 +237,25 @@ def test_numbers_that_fail_their_check_stay() -> None:
         wrong = card[:-1] + str((int(card[-1]) + rng.randrange(1, 10)) % 10)
         redactor = Redactor()
         assert redactor.text(f"order {wrong} today") == f"order {wrong} today"
+
+
+def test_random_tokens_go_and_long_names_stay() -> None:
+    """Told apart by how much of them reads as words; at least 49 of 50 of either kind must come out right."""
+    rng = random.Random(7)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["Get", "User", "Record", "2", "From", "Table", "Index", "10", "Query", "Result", "Http", "Parser", "Name"]
+    tokens = ["".join(rng.choices(letters, k=rng.randrange(36, 64))) for _ in range(300)]
+    names = ["find" + "".join(rng.choices(words, k=9)) + "32" for _ in range(300)]
+    gone = [Redactor().text(f"use {text} now") != f"use {text} now" for text in tokens + names]
+    assert sum(gone[:300]) >= 0.98 * 300
+    assert sum(gone[300:]) <= 0.02 * 300
+
+
+def test_many_placeholders_are_found_by_no_detector() -> None:
+    rng = random.Random(8)
+    values = [value for _ in range(300) for value in drawn(rng).values()]
+    once = Redactor()
+    redacted = [once.text(value) for value in values]
+    assert len(set(redacted)) == len(set(values))
+    again = Redactor()
+    assert [again.text(value) for value in redacted] == redacted

@@ -13,6 +13,7 @@ from rich.console import Console
 from paceline import flags
 from paceline.bench.cli import bench
 from paceline.bench.prompts.cli import app as prompts_app
+from paceline.bench.report_cli import compare, report
 from paceline.errors import PacelineError, PromptError
 from paceline.flags import options_of, params_of
 from paceline.train.cli import app as train_app
@@ -23,6 +24,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(train_app, name="train")
 app.add_typer(prompts_app, name="prompts")
 app.command("bench")(bench)
+app.command("report")(report)
+app.command("compare")(compare)
 
 
 @app.command("generate")

@@ -39,6 +39,12 @@ Model = Annotated[str | None, typer.Option(help="The model's name at the servers
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the command lines of --engine, and stop.")]
 Trust = Annotated[bool, typer.Option("--trust-arms", help="Measure servers that do not tell whether they draft.")]
 Stall = Annotated[float, typer.Option(min=0.1, help="Seconds of a server's silence after which a request is given up.")]
+Price = Annotated[float | None, typer.Option(help="What an hour of the machine costs: gives the cost of tokens.")]
+Watts = Annotated[float | None, typer.Option(help="What the machine draws: gives tokens per joule.")]
+JudgeBy = Annotated[
+    str | None, typer.Option(help="Checkpoint of the target, to judge texts that differ where the engine cannot tell.")
+]
+Limit = Annotated[float | None, typer.Option(help="Nats between two tokens that rounding may still swap.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out holds of an interrupted run.")]
 
 
@@ -57,24 +63,29 @@ def bench(
     draft_head: flags.DraftHead = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
     resume: Resume = False,
     on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
     engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
-    stall: Stall = 120.0,
+    stall: Stall = 120.0, price_per_hour: Price = None, watts: Watts = None, judge: JudgeBy = None,
+    limit_nats: Limit = None,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
 ) -> None:  # fmt: skip
     """Measure what drafting is worth on real prompts, or with --shape the rounds of a published size on a GPU.
 
-    The last line of stdout is one JSON object.
+    The last line of stdout is one JSON object. Exit code 1: drafting changed a text, and rounding does not explain it.
     """
     from paceline.bench.contests import dry_run_of, in_process, one_at_a_time, served, wanted_servers
+    from paceline.bench.divergence import exit_code
+    from paceline.bench.judge import Judge
     from paceline.bench.plan import BenchOptions
     from paceline.bench.prompts import load_prompts
     from paceline.bench.prompts import sample as choose
-    from paceline.bench.run import Output, run_bench
+    from paceline.bench.run import Output, Tools, run_bench
     from paceline.bench.shape_options import from_flags
     from paceline.bench.shape_report import bench_shape
+    from paceline.bench.summary import Prices
 
     _refuse_foreign(ctx, shape)
     if shape is not None:
@@ -92,7 +103,13 @@ def bench(
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
     contest = served(wanted, ks) if wanted else in_process(ctx, ks, options.concurrencies)
-    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume))))
+    tools = Tools(
+        prices=Prices(price_per_hour, watts), judge=None if judge is None else Judge.from_pretrained(judge),
+        limit_nats=limit_nats, source=str(prompts or "embedded"),
+    )  # fmt: skip
+    done = run_bench(contest, chosen, options, Output(out, html, resume, markdown), tools)
+    print(json.dumps(done["summary"]))
+    raise typer.Exit(exit_code(done["divergences"]))
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

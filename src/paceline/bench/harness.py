@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from paceline.bench.arms import Answer, Arm, ArmError, Ask, Clock, Drafting, Facts
-from paceline.bench.measurement import ON, ON_AGAIN, Failure, Measurement, StepRecord
+from paceline.bench.measurement import OFF, ON, ON_AGAIN, Failure, Measurement, StepRecord
 from paceline.bench.plan import ArmKey, BenchOptions, Cell, Step, derive_seed
 from paceline.errors import UsageError
 
@@ -79,15 +79,17 @@ class Stage:
             self.tell(f"starting {name_of(key)}")
             self.up[id(arm)] = arm  # before it is open: one that fails half-way must be closed too
             await arm.open()
-            self.facts[key] = await arm.check()
-            admit(key, self.facts, self.contest.trusted)
+            own = ArmKey(ON if key.drafts else OFF, key.k)  # whichever of its names came first
+            self.facts[own] = await arm.check()
+            admit(own, self.facts, self.contest.trusted)
         return arm
 
     async def _warm_up(self, arm: Arm, step: Step) -> None:
         """Runs a few texts at this concurrency, so that compiling and first touches are not timed."""
         if not self.options.warmup:
             return
-        cells = step.cells[: max(self.options.warmup, step.concurrency if step.concurrency > 1 else 0)]
+        count = max(self.options.warmup, step.concurrency if step.concurrency > 1 else 0)
+        cells = list(itertools.islice(itertools.cycle(step.cells), count))
         asks = [
             Ask(cell.prompt.prompt, self.options.params(temperature, self.options.seed))
             for cell, temperature in itertools.product(cells, self.options.temperatures)
@@ -95,11 +97,17 @@ class Stage:
         await _in_flight(step.concurrency, [partial(arm.answer, ask) for ask in asks])
 
     async def close(self) -> None:
-        """Closes every arm that is up."""
+        """Closes every arm that is up, those after one that fails to close too."""
+        failed: Exception | None = None
         while self.up:
             _, arm = self.up.popitem()
             self.warm = {(at, c) for at, c in self.warm if at != id(arm)}
-            await arm.close()
+            try:
+                await arm.close()
+            except Exception as error:
+                failed = failed or error
+        if failed:
+            raise failed
 
 
 async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGenerator[Outcome, None]:
@@ -117,7 +125,7 @@ async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGen
             arm = await stage.take(step)
             outcome = await run_step(arm, step, stage.options, watch)
             yield outcome
-            failed[id(arm)] = 0 if outcome.rows else failed[id(arm)] + len(outcome.failures)
+            failed[id(arm)] = _in_a_row(outcome, failed[id(arm)])
             if failed[id(arm)] >= PATIENCE:
                 raise ArmError(
                     f"{failed[id(arm)]} requests in a row failed in the arm {name_of(step.arm)}; the last:"
@@ -125,6 +133,14 @@ async def measure(stage: Stage, steps: Sequence[Step], watch: Clock) -> AsyncGen
                 )
     finally:
         await stage.close()
+
+
+def _in_a_row(outcome: Outcome, before: int) -> int:
+    """How many requests of an arm have failed since the last one that was answered began."""
+    if not outcome.rows:
+        return before + len(outcome.failures)
+    last = max(row.started_s for row in outcome.rows)
+    return sum(failure.started_s > last for failure in outcome.failures)
 
 
 def admit(key: ArmKey, facts: Mapping[ArmKey, Facts], trusted: bool) -> None:
@@ -148,15 +164,23 @@ def admit(key: ArmKey, facts: Mapping[ArmKey, Facts], trusted: bool) -> None:
 async def run_step(arm: Arm, step: Step, options: BenchOptions, watch: Clock) -> Outcome:
     """Asks the arm for every text of the step, with so many requests in flight."""
     jobs = [partial(_ask, arm, step, cell, options, watch) for cell in step.cells]
-    before, begin = await arm.counters(), watch()
+    before, begin = await _counters(arm), watch()
     results = await _in_flight(step.concurrency, jobs)
-    wall_s, after = watch() - begin, await arm.counters()
+    wall_s, after = watch() - begin, await _counters(arm)
     rows = [r for r in results if isinstance(r, Measurement)]
     spent = after - before if before and after else None
     if spent and len(step.cells) == 1 and rows and rows[0].drafted_tokens is None:
         rows, spent = [with_drafting(rows[0], spent)], None
     failures = [r for r in results if isinstance(r, Failure)]
     return Outcome(_step_record(step, rows, len(failures), (wall_s, spent)), rows, failures)
+
+
+async def _counters(arm: Arm) -> Drafting | None:
+    """An engine that died during a step must not take the answers before it along: its next requests tell."""
+    try:
+        return await arm.counters()
+    except ArmError:
+        return None
 
 
 async def _in_flight(count: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
@@ -173,6 +197,8 @@ async def _in_flight(count: int, jobs: Sequence[Callable[[], Awaitable[T]]]) -> 
     finally:
         for worker in workers:
             worker.cancel()
+        # An arm is closed after this: no request may still be on its way then.
+        await asyncio.gather(*workers, return_exceptions=True)
     return results
 
 
@@ -230,7 +256,7 @@ def _step_record(step: Step, rows: list[Measurement], failed: int, cost: tuple[f
     wall_s, spent = cost
     record = StepRecord(
         arm=step.arm.name, k=step.arm.k, concurrency=step.concurrency, texts=len(rows), failed=failed,
-        tokens=sum(row.tokens for row in rows), wall_s=wall_s,
+        tokens=sum(row.tokens for row in rows), wall_s=wall_s, temperature=step.cells[0].temperature,
     )  # fmt: skip
     if spent is None:
         return record

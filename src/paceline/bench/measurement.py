@@ -89,3 +89,4 @@ class StepRecord:
     rounds: int | None = None
     drafted_by_position: tuple[int, ...] = ()
     accepted_by_position: tuple[int, ...] = ()
+    temperature: float | None = None

@@ -50,13 +50,20 @@ def resume(path: Path, plan: dict[str, Any], steps: Sequence[Step]) -> Run:
         raise UsageError(f"{path} holds no run of this version that could go on; name another file with --out")
     if (other := _difference(theirs, json.loads(json.dumps(plan)))) is not None:
         raise UsageError(f"{path} was measured with other {other}; repeat that, or name another file with --out")
-    if data.get("complete"):
+    if data.get("complete") and not any(step["failed"] for step in data["steps"]):
         raise UsageError(f"{path} is complete; name another file with --out, or leave out --resume")
     rows = rows_from_data(data["measurements"])
     kept = {key for step in steps if _keys(step) <= {_key(row) for row in rows} for key in _keys(step)}
     names = [f.name for f in fields(StepRecord)]
-    done = [StepRecord(**{name: step[name] for name in names}) for step in data["steps"]]
-    return Run([row for row in rows if _key(row) in kept], [step for step in done if not step.failed])
+    done = [StepRecord(**{name: step[name] for name in names if name in step}) for step in data["steps"]]
+    whole = [step for step in done if not step.failed]
+    return Run([row for row in rows if _key(row) in kept], whole, facts=_facts(data["arms"]))
+
+
+def _facts(arms: list[dict[str, Any]]) -> dict[ArmKey, Facts]:
+    """What the arms were found to be: those that are not needed again are not looked at again."""
+    names = [f.name for f in fields(Facts)]
+    return {ArmKey(arm["arm"], arm["k"]): Facts(**{name: arm[name] for name in names if name in arm}) for arm in arms}
 
 
 def remaining(steps: Sequence[Step], rows: Sequence[Measurement]) -> list[Step]:
