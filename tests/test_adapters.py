@@ -211,6 +211,7 @@ def test_a_stream_that_goes_wrong_ends_in_a_clear_error(name: str) -> None:
     arm_params = Ask(CHAT, SamplingParams(max_tokens=24))
 
     async def ask(arm: HttpArm) -> None:
+        arm.model = "m"
         await arm.answer(arm_params)
 
     with replaying(recording("mlx", "on"), spoil) as server:
@@ -334,7 +335,6 @@ def test_raw_text_where_only_chats_are_served_is_refused() -> None:
 
 
 async def next_after(arm: HttpArm) -> Any:
-    await arm.check()
     return await arm.next_tokens(GREEDY, "Plants are", 2)
 
 
@@ -347,6 +347,7 @@ def test_next_tokens_come_from_a_raw_completion(engine: str) -> None:
     assert len(found) == 2
     assert (body["max_tokens"], body["temperature"], body["logprobs"]) == (1, 0.0, 2)
     assert body["prompt"]
+    assert body["model"].startswith("/models/target")  # looked up, though nobody looked at the arm before
 
 
 def test_an_engine_that_cannot_be_asked_for_next_tokens_says_nothing() -> None:
