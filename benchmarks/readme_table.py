@@ -228,12 +228,36 @@ def rows_line(record: Record) -> str:
     )
 
 
+def near_ties_table(record: Record) -> str:
+    """For each limit, how many places it takes for near ties, and how many changes of the likeliest token it covers."""
+    s = record["summary"]
+    rows = [
+        (f"{limit} nats", f"{share:.1%}", f"{s['flips_within'][limit]} of {s['flips']}")
+        for limit, share in s["places_within"].items()
+    ]
+    return f"{table(('within', 'of all places', 'of those where the likeliest token changed'), rows)}\n\n{_spread(s)}"
+
+
+def near_ties_line(record: Record) -> str:
+    """The same in a sentence."""
+    return _spread(record["summary"])
+
+
+def _spread(s: dict[str, Any]) -> str:
+    apart = s["rows_apart_nats"]
+    return (
+        f"The distance of the two likeliest logits moved by {apart['median']:.2g} in the median, {apart['p99']:.2g} at"
+        f" the 99th percentile, {apart['most']:.2g} at most, over {s['places']} places."
+    )
+
+
 VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-bench/1": (bench_table, bench_line),
     "paceline-bench/2": (bench_table, bench_line),
     "paceline-vs-transformers/1": (peer_table, peer_line),
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
+    "paceline-near-ties/1": (near_ties_table, near_ties_line),
     **gpu_tables.views(table),
 }
 

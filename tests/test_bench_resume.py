@@ -17,7 +17,7 @@ from planted import Machine, PlantedArm, contest, prompts
 from paceline.bench.arms import Answer, ArmError, Ask
 from paceline.bench.harness import Contest
 from paceline.bench.plan import BenchOptions, plan
-from paceline.bench.run import Output, run_bench
+from paceline.bench.run import Output, Tools, run_bench
 from paceline.errors import UsageError
 
 OPTIONS = BenchOptions(temperatures=(0.0,), max_tokens=200, concurrencies=(1, 2), warmup=0)
@@ -56,7 +56,7 @@ def bench(where: Path, made: Contest, again: bool = False, options: BenchOptions
         except RuntimeError:
             return 0.0
 
-    run_bench(made, prompts(16), options, Output(where, again=again), clock)
+    run_bench(made, prompts(16), options, Output(where, again=again), Tools(clock))
     stored: dict[str, Any] = json.loads(where.read_text())
     return stored
 

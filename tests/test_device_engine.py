@@ -29,7 +29,7 @@ from paceline.device.engine import DeviceEngine, Request
 from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
-from paceline.errors import PromptError
+from paceline.errors import PromptError, UsageError
 from paceline.kernels.gpu import attention
 from paceline.types import SamplingParams
 
@@ -211,6 +211,8 @@ def test_what_does_not_fit_is_refused(experts: Both) -> None:
     with pytest.raises(PromptError, match=f"exceed the {CONTEXT} tokens set aside"):
         server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 5), 3)
     assert server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 6), 3).tokens == CONTEXT
+    with pytest.raises(UsageError, match="logit_bias may name 300 tokens on a GPU, not 301"):
+        server.request(PROMPTS[0], SamplingParams(max_tokens=4, logit_bias=dict.fromkeys(range(301), 1.0)), 3)
 
 
 def test_a_full_context_beside_deeper_drafts(experts: Both) -> None:
@@ -253,6 +255,45 @@ def test_a_wide_nucleus_beside_greedy_with_mtp_drafts(sharing: Both) -> None:
     jobs = [(PROMPTS[0], 2, 1, WIDE), (PROMPTS[3], 2, 1, GREEDY)]
     texts = run(sharing.engine(sharing.mtp(), places=2), *(request(*job) for job in jobs))
     assert texts == [sharing.plain(prompt, params, new) for prompt, new, _, params in jobs]
+
+
+RULED = SamplingParams(
+    repetition_penalty=1.6, presence_penalty=0.5, frequency_penalty=0.9, logit_bias={2: 1.5, 9: -100}
+)
+HOT = SamplingParams(temperature=1.4, min_p=0.6, seed=4, frequency_penalty=1.5)
+
+
+@pytest.mark.parametrize(("name", "params"), [("sharing", RULED), ("experts", HOT)])
+def test_a_text_with_rules_and_its_own_drafter(made: dict[str, Both], name: str, params: SamplingParams) -> None:
+    """The guesses are the host drafter's too: it is told the rules."""
+    both, prompt, new, k = made[name], PROMPTS[0], 6, 2
+    host, device = Recording(HostMtpDraft(both.host.drafter, both.host.target)), RecordingOnDevice(both.mtp())
+    expected = both.write(host, prompt, params, k, new)
+    assert expected == both.plain(prompt, params, new)
+    assert expected != both.plain(prompt, SamplingParams(temperature=params.temperature, seed=params.seed), new)
+    assert run(both.engine(device), request(prompt, new, k, params)) == [expected]
+    assert device.drafts[: len(host.drafts)] == host.drafts
+
+
+def test_rules_touch_nobody_else_and_do_not_outlive_their_text(experts: Both) -> None:
+    """Two with rules and one without, then one without rules and one with others in their places."""
+    jobs = [(PROMPTS[0], 3, 1, RULED), (PROMPTS[2], 5, 1, GREEDY), (PROMPTS[3], 6, 1, HOT), (PROMPTS[0], 4, 1, CUT),
+            (PROMPTS[3], 5, 1, RULED)]  # fmt: skip
+    texts = [experts.plain(prompt, params, 14) for prompt, _, _, params in jobs]
+    scripts = [(job[0], spoiled(text, 2)) for job, text in zip(jobs, texts, strict=True)]
+    engine = experts.engine(experts.script(*scripts[:3]), places=3)
+    found = run(engine, *(request(*job) for job in jobs))
+    assert found == [text[: job[1]] for text, job in zip(texts, jobs, strict=True)]
+
+
+def test_no_end_before_the_least_length(experts: Both) -> None:
+    free = experts.plain(PROMPTS[0], GREEDY, 8)
+    ends = tuple(set(free))
+    params = SamplingParams(min_tokens=4)
+    [early], [late] = (run(experts.engine(None, ends=ends), request(PROMPTS[0], 8, 0, p)) for p in (GREEDY, params))
+    assert len(early) == 1
+    assert len(late) >= 5 or set(late[4:]).isdisjoint(ends)
+    assert set(late[:4]).isdisjoint(ends)
 
 
 def test_one_place_for_two(experts: Both) -> None:

@@ -36,12 +36,17 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "equal_rows": dict.fromkeys(KERNELS, EQUAL), "copy_bytes_per_s": 2e9,
         "cells": [{**CELL, "backend": kernel, "cold": cold} for kernel in KERNELS for cold in (True, False)],
     },
+    "paceline-near-ties/1": {
+        "places": 200, "rows_apart_nats": {"median": 0.0625, "p99": 0.25, "most": 0.375}, "flips": 3,
+        "places_within": {"0.25": 0.031, "0.5": 0.08}, "flips_within": {"0.25": 2, "0.5": 3},
+    },
 }  # fmt: skip
 EXPECTED = {
     "paceline-bench/1": "| maths | 1.50x (1.40 to 1.62) | 2.25 | 100% | 6 | 12 |",
     "paceline-vs-transformers/1": "| Paceline with MTP over Transformers with MTP | 8.00x |",
     "paceline-memory/1": "| bf16, page cache warm | 2.00 GB | 1.0 MB | 1.04 | 3.0 s | 0.70 GB/s |",
     "paceline-rows/1": "| a, 1 row | 12 (50%) | 12 (50%) |",
+    "paceline-near-ties/1": "| 0.25 nats | 3.1% | 2 of 3 |",
 }
 
 

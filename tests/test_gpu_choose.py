@@ -30,6 +30,7 @@ NARROW = [
     SamplingParams(temperature=2.5, top_k=256, seed=7),
     SamplingParams(temperature=1.0, top_k=20, top_p=1e-6),
     SamplingParams(temperature=1.0, top_k=1, seed=3),
+    SamplingParams(temperature=2.0, top_k=100, top_p=0.95, min_p=0.2, seed=4),
 ]
 WIDE = [
     SamplingParams(temperature=1.0, top_p=0.9, seed=5),  # 256 tokens hold that much
@@ -37,6 +38,9 @@ WIDE = [
     SamplingParams(temperature=6.0, top_k=700, seed=8),
     SamplingParams(temperature=6.0, top_k=600, top_p=0.8, seed=9),
     SamplingParams(temperature=1.0, top_k=10**12, top_p=1e-9, seed=10),
+    SamplingParams(temperature=6.0, min_p=0.4, seed=12),
+    SamplingParams(temperature=6.0, top_p=0.95, min_p=0.5, seed=13),
+    SamplingParams(temperature=6.0, top_k=900, min_p=0.3, seed=14),
 ]
 LONG = 1500  # columns: two tiles, of which the last is not full
 
@@ -158,12 +162,12 @@ def test_pick_best_of_tiles(tiles: int) -> None:
 
 @pytest.mark.parametrize("size", [7, 300, LONG])
 def test_mixed_rows_as_on_the_cpu(size: int) -> None:
-    check(randn(16, size, seed=size, scale=2.0), [GREEDY, FREE, *NARROW])
+    check(randn(18, size, seed=size, scale=2.0), [GREEDY, FREE, *NARROW])
 
 
 @pytest.mark.parametrize("size", [300, LONG])
 def test_wide_rows_as_on_the_cpu(size: int) -> None:
-    check(randn(6, size, seed=size, scale=2.0), [*WIDE, NARROW[0]])
+    check(randn(9, size, seed=size, scale=2.0), [*WIDE, NARROW[0]])
 
 
 def test_many_equal_logits() -> None:

@@ -91,7 +91,7 @@ def calls() -> list[Callable[[], Any]]:
     import torch
 
     from paceline.kernels import Branch, Heads, Rope
-    from paceline.kernels.gpu import accept, centroids, choose, fused, matmul, moe, moe_plan, ple, prefill
+    from paceline.kernels.gpu import accept, centroids, choose, fused, matmul, moe, moe_plan, ple, prefill, rules
     from paceline.kernels.gpu.attention import attention
     from paceline.kernels.gpu.launch import CacheView
     from paceline.kernels.gpu.rows import Columns, rows_of
@@ -177,6 +177,13 @@ def calls() -> list[Callable[[], Any]]:
         choose.pick_best(found.tile_values, found.tile_ids)
         choose.sample(found.logits, params, t(2, dtype=i64), "top", Columns(found.ids))
 
+    def ruled() -> None:
+        history, outcome = t(2, 262144, dtype=i32), t(2, accept.COLUMNS, dtype=i64)
+        ruling = rules.Ruling(rules.neutral_rules(2, "cpu"), history, t(2, dtype=i32), t(2, dtype=i32), t(3, dtype=i64))
+        rules.reshape(f(8, 262144), None, ruling, t(3, 2, dtype=i64))
+        rules.reshape(f(2, 4096), t(2, 4096, dtype=i64), ruling, None)
+        rules.remember(history, outcome)
+
     def rounds() -> None:
         fields = (t(2, dtype=i32), t(2, dtype=i64), t(2, 1536), t(2, dtype=i32), t(2, dtype=i32), t(2, dtype=i32))
         sequences = accept.Sequences(*fields)
@@ -189,7 +196,7 @@ def calls() -> list[Callable[[], Any]]:
         accept.draft_rows(sequences, 0, 512, 3)
         fused.chunk_ranges(t(1, dtype=i32), 64, t(1, dtype=i32), 512)
 
-    return [linears, norms, layers, per_layer, mixture, choices, rounds]
+    return [linears, norms, layers, per_layer, mixture, choices, ruled, rounds]
 
 
 if __name__ == "__main__":

@@ -178,14 +178,7 @@ def test_bias_of_unknown_tokens_is_refused_before_the_first(pairs: dict[str, Pai
     assert drafter.rounds == 0
 
 
-@pytest.mark.parametrize(
-    "values",
-    [{"min_p": 0.1}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
-     {"logit_bias": {3: 1.0}}, {"min_tokens": 1}, {"logprobs": 0}],
-    ids=lambda values: next(iter(values)),
-)  # fmt: skip
-def test_the_gpu_engine_refuses_what_it_does_not_serve(values: dict[str, Any]) -> None:
+def test_the_gpu_engine_refuses_what_it_does_not_serve() -> None:
     server = DeviceServer.__new__(DeviceServer)  # refused before anything of it is used
-    (name,) = values
-    with pytest.raises(UsageError, match=f"^{name} is not supported on device 'cuda' yet; use device 'cpu'$"):
-        server.request(PROMPT, SamplingParams(**values), 0)
+    with pytest.raises(UsageError, match="logprobs is not supported on device 'cuda' yet; use device 'cpu'"):
+        server.request(PROMPT, SamplingParams(logprobs=0), 0)

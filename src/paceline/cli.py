@@ -12,6 +12,8 @@ from rich.console import Console
 
 from paceline import flags
 from paceline.bench.cli import bench
+from paceline.bench.prompts.cli import app as prompts_app
+from paceline.bench.report_cli import compare, report
 from paceline.errors import PacelineError, PromptError
 from paceline.flags import options_of, params_of
 from paceline.train.cli import app as train_app
@@ -20,7 +22,10 @@ from paceline.types import ChatMessage
 # Imports that take a second (torch, numba) wait inside the commands, so that --help answers at once.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(train_app, name="train")
+app.add_typer(prompts_app, name="prompts")
 app.command("bench")(bench)
+app.command("report")(report)
+app.command("compare")(compare)
 
 
 @app.command("generate")

@@ -10,7 +10,6 @@ import typer
 
 from paceline import flags
 from paceline.errors import UsageError
-from paceline.flags import options_of
 
 Shape = Annotated[
     str | None, typer.Option(help="Time this size, random weights, on a GPU: e2b, e4b, 12b, 26b-a4b, 31b.")
@@ -28,13 +27,31 @@ DraftLengthList = Annotated[
     str | None, typer.Option("--k", help="Draft lengths, 1 to 15, with commas between; default: the drafter's own.")
 ]
 Concurrency = Annotated[str, typer.Option(help="Requests in flight at once, with commas between.")]
+OnUrl = Annotated[str | None, typer.Option("--on", help="A server that drafts, as http://127.0.0.1:8000.")]
+OffUrl = Annotated[str | None, typer.Option("--off", help="The same engine and model without its drafter.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Start this engine: transformers, or a profile; with --on and --off: what runs there."),
+]
+EngineArgs = Annotated[str, typer.Option(help="Added to the command lines of --engine.")]
+Profile = Annotated[Path | None, typer.Option("--engine-profile", help="TOML that changes how engines are started.")]
+Model = Annotated[str | None, typer.Option(help="The model's name at the servers; default: the only one there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the command lines of --engine, and stop.")]
+Trust = Annotated[bool, typer.Option("--trust-arms", help="Measure servers that do not tell whether they draft.")]
+Stall = Annotated[float, typer.Option(min=0.1, help="Seconds of a server's silence after which a request is given up.")]
+Price = Annotated[float | None, typer.Option(help="What an hour of the machine costs: gives the cost of tokens.")]
+Watts = Annotated[float | None, typer.Option(help="What the machine draws: gives tokens per joule.")]
+JudgeBy = Annotated[
+    str | None, typer.Option(help="Checkpoint of the target, to judge texts that differ where the engine cannot tell.")
+]
+Limit = Annotated[float | None, typer.Option(help="Nats between two tokens that rounding may still swap.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out holds of an interrupted run.")]
 
 
 def bench(
     ctx: typer.Context,
     target: flags.Target = "embedded", drafter: flags.Drafter = "auto", k: DraftLengthList = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL: id, category, and messages or prompt.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file, or a set of `paceline prompts list`.")] = None,
     sample: Annotated[int | None, typer.Option(help="Use only so many prompts, balanced over categories.")] = None,
     temperature: Annotated[list[float] | None, typer.Option(help="May be repeated; default 0 and 1.")] = None,
     top_k: flags.TopK = 64, top_p: flags.TopP = 0.95,
@@ -46,39 +63,53 @@ def bench(
     draft_head: flags.DraftHead = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
     resume: Resume = False,
+    on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
+    engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
+    stall: Stall = 120.0, price_per_hour: Price = None, watts: Watts = None, judge: JudgeBy = None,
+    limit_nats: Limit = None,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
 ) -> None:  # fmt: skip
     """Measure what drafting is worth on real prompts, or with --shape the rounds of a published size on a GPU.
 
-    The last line of stdout is one JSON object.
+    The last line of stdout is one JSON object. Exit code 1: drafting changed a text, and rounding does not explain it.
     """
-    from paceline.bench.adapters.local import local_contest
+    from paceline.bench.contests import dry_run_of, in_process, one_at_a_time, served, wanted_servers
+    from paceline.bench.divergence import exit_code
+    from paceline.bench.judge import Judge
     from paceline.bench.plan import BenchOptions
     from paceline.bench.prompts import load_prompts
     from paceline.bench.prompts import sample as choose
-    from paceline.bench.run import Output, run_bench
+    from paceline.bench.run import Output, Tools, run_bench
     from paceline.bench.shape_options import from_flags
     from paceline.bench.shape_report import bench_shape
-    from paceline.terminal import load
+    from paceline.bench.summary import Prices
 
     _refuse_foreign(ctx, shape)
     if shape is not None:
         print(json.dumps(bench_shape(from_flags(ctx.params), out)))
         return
+    ks = None if k is None else whole_numbers("--k", k)
+    wanted = wanted_servers(ctx)
+    if dry_run:
+        print(dry_run_of(wanted, ks))
+        return
     options = BenchOptions(
         repeats=repeats, max_tokens=max_tokens, seed=seed, temperatures=tuple(temperature or (0.0, 1.0)), top_k=top_k,
-        top_p=top_p, concurrencies=whole_numbers("--concurrency", concurrency),
+        top_p=top_p, concurrencies=whole_numbers("--concurrency", concurrency), alternate=one_at_a_time(wanted),
     )  # fmt: skip
-    if options.concurrencies != (1,):
-        raise UsageError("the engine in this process answers one request at a time; leave out --concurrency")
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
-    ks = None if k is None else whole_numbers("--k", k)
-    llm = load(options_of(ctx), None if ks is None else max(ks))
-    contest = local_contest(llm, ks or (llm.resolved.k,))
-    print(json.dumps(run_bench(contest, chosen, options, Output(out, html, resume))))
+    contest = served(wanted, ks) if wanted else in_process(ctx, ks, options.concurrencies)
+    tools = Tools(
+        prices=Prices(price_per_hour, watts), judge=None if judge is None else Judge.from_pretrained(judge),
+        limit_nats=limit_nats, source=str(prompts or "embedded"),
+    )  # fmt: skip
+    done = run_bench(contest, chosen, options, Output(out, html, resume, markdown), tools)
+    print(json.dumps(done["summary"]))
+    raise typer.Exit(exit_code(done["divergences"]))
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -140,7 +140,8 @@ def _profile(name: str, table: dict[str, Any]) -> Profile:
         if not table.get(key):
             raise UsageError(f"the profile [{name}] has no {key}; add it")
     named(table["dialect"])
-    return Profile(name=name, **{key: tuple(value) if key in LISTS else value for key, value in table.items()})
+    given: dict[str, Any] = {key: tuple(value) if key in LISTS else value for key, value in table.items()}
+    return Profile(name=name, **given)
 
 
 def _read(path: Path) -> str:

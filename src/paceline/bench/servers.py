@@ -20,6 +20,7 @@ import httpx2
 
 from paceline.bench.adapters.dialect import Wish
 from paceline.bench.adapters.http import HttpArm
+from paceline.bench.adapters.wire import STALL_S
 from paceline.bench.arms import Answer, ArmError, Ask, Candidate, Drafting, Facts
 from paceline.bench.profiles import Order
 
@@ -158,8 +159,8 @@ def stop_on_sigterm() -> None:
 class ServedArm:
     """A server of a profile, started when the arm is opened and stopped when it is closed."""
 
-    def __init__(self, order: Order, model: str | None = None, grace_s: float = GRACE_S) -> None:
-        self.order, self.model, self.grace_s = order, model, grace_s
+    def __init__(self, order: Order, model: str | None = None, stall_s: float = STALL_S) -> None:
+        self.order, self.model, self.stall_s = order, model, stall_s
         self._server: Server | None = None
         self._arm: HttpArm | None = None
 
@@ -171,10 +172,10 @@ class ServedArm:
 
     async def open(self) -> None:
         """Starts the server. Raises ArmError with its own last words when it does not come up."""
-        self._server = Server(self.order, self.grace_s)
+        self._server = Server(self.order)
         await self._server.start()
         k = self.order.k
-        self._arm = HttpArm(self._server.url, Wish(self.model, k or None, k > 0), self.order.dialect)
+        self._arm = HttpArm(self._server.url, Wish(self.model, k or None, k > 0), self.order.dialect, self.stall_s)
         await self._arm.open()
 
     async def close(self) -> None:
@@ -192,7 +193,9 @@ class ServedArm:
         """What the server says it is, and the command that started it."""
         facts = await self.arm.check()
         command = self.order.shown(self._server.port if self._server else 0)
-        return replace(facts, details={**facts.details, "command": command})
+        # Ports may come again: two servers of one run must not look like one.
+        identity = f"{facts.identity}, k = {self.order.k}"
+        return replace(facts, identity=identity, details={**facts.details, "command": command})
 
     async def answer(self, ask: Ask) -> Answer:
         """One request; a server that has died says so with its last words."""

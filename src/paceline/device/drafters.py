@@ -43,10 +43,10 @@ class MtpDraft:
         rows, last = draft_rows(sequences, self.back, self.window, k)
         firsts = {SLIDING: rows.first, FULL: rows.zero}
         reach = {kind: Reach(rows.positions, firsts[kind], last, self.ropes[kind]) for kind in self.ropes}
-        token, hidden, drafts = sequences.last, sequences.hidden, []
+        token, hidden, drafts = sequences.last, sequences.hidden, list[Tensor]()
         for j in range(k):
             state, hidden = self.model.step(self.target.embed(token), hidden, reach, cache)  # type: ignore[arg-type]
-            token = choice.guess(self.model, self.head, state, rows.chosen_at[j])
+            token = choice.guess((self.model, self.head), state, rows.chosen_at[j], drafts)
             drafts.append(token)
         return torch.stack(drafts) if k > 1 else drafts[0][None]
 

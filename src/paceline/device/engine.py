@@ -18,6 +18,8 @@ from paceline.device.round import DeviceModel, Shape
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
 from paceline.kernels.gpu.launch import pow2
 from paceline.kernels.gpu.rows import mode_of, rows_of
+from paceline.kernels.gpu.rules import begin_history, remember, rules_of
+from paceline.processors import reshapes
 from paceline.speculate import Round
 from paceline.types import SamplingParams
 
@@ -148,28 +150,46 @@ class DeviceEngine:
 
     def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
         """The first token, chosen like every other, and the state the rounds go on from."""
-        model, length = self.model, len(request.prompt)
-        for mine, theirs in zip(model.places.params, rows_of([request.params], hidden.device), strict=True):
-            mine[place : place + 1].copy_(theirs)
-        position = torch.tensor([length], device=hidden.device)
-        token = model.first_token(hidden, place, mode_of([request.params]), position)
-        stops = request.stop_ids and not request.params.ignore_eos
-        ended = (token == model.ending.end_ids).any() if stops else torch.zeros((), device=token.device)
-        s, o = model.places.sequences, model.places.outcome
-        s.length[place], s.limit[place], s.stops[place] = length, request.k, int(stops)
-        s.last[place], s.hidden[place] = token[0], hidden[0]
-        left = request.params.max_tokens - 1
-        s.remaining[place] = torch.where(ended > 0, 0, left)
-        o[place, 0], o[place, COUNT], o[place, KEPT] = token[0], 1, 0
-        o[place, FINISHED] = s.remaining[place] == 0
-        self.pending.append(Ticket(o, {place: request}, 0))
+        model, params = self.model, request.params
+        own = model.places.part(place, place + 1)
+        s, o = own.sequences, own.outcome
+        for mine, theirs in zip(own.params, rows_of([params], hidden.device), strict=True):
+            mine.copy_(theirs)
+        ends = request.stop_ids and not params.ignore_eos
+        s.length.fill_(len(request.prompt))
+        s.limit.fill_(request.k)
+        s.stops.fill_(int(ends))
+        s.remaining.fill_(params.max_tokens)
+        rules = self._begin_rules(request, place)
+        token = model.first_token(hidden, place, mode_of([params]), rules)
+        ended = (token == model.ending.end_ids).any() if ends else torch.zeros((), device=token.device)
+        s.last.copy_(token)
+        s.hidden.copy_(hidden)
+        s.remaining.copy_(torch.where(ended > 0, 0, params.max_tokens - 1))
+        o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
+        if rules:
+            remember(model.keep_histories()[place : place + 1], o)
+        self.pending.append(Ticket(model.places.outcome, {place: request}, 0))
+
+    def _begin_rules(self, request: Request, place: int) -> bool:
+        """Puts a text's rules in place, and its prompt into the history; whether it has any."""
+        rules = reshapes(request.params)
+        device = self.model.places.outcome.device
+        for mine, theirs in zip(
+            self.model.places.part(place, place + 1).rules, rules_of([request.params], device), strict=True
+        ):
+            mine.copy_(theirs)
+        if rules:
+            history = self.model.keep_histories()[place]
+            begin_history(history, torch.tensor(request.prompt, dtype=torch.int64, device=device))
+        return rules
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
         shape = self._shape()
         self.graphs.round(shape)
-        self.pending.append(Ticket(self.model.places.first(shape.batch).outcome, self.seated, shape.k))
+        self.pending.append(Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k))
 
     def _shape(self) -> Shape:
         """The smallest captured round that serves everyone seated."""
@@ -180,6 +200,7 @@ class DeviceEngine:
             batch=min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places),
             k=max(r.k for r in requests) if self.model.drafter else 0,
             mode=mode_of([r.params for r in requests]),
+            rules=any(reshapes(r.params) for r in requests),
             span=min(self.model.cache.context, next((span for span in SPANS if span >= reach), reach)),
         )
 

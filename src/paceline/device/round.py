@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,25 +18,35 @@ from paceline.kernels import Reach
 from paceline.kernels.gpu.accept import COLUMNS, Ending, Rows, Sequences, accept, verify_rows
 from paceline.kernels.gpu.fused import chunk_ranges
 from paceline.kernels.gpu.rows import Rows as Params
+from paceline.kernels.gpu.rules import Rules, Ruling, neutral_rules, remember
 from paceline.models.gemma4 import Target
 
 
 class Shape(NamedTuple):
-    """What one captured round serves: its first `batch` places, k drafts each, no position at or beyond `span`."""
+    """What one captured round serves: its first `batch` places, k drafts each, no position at or beyond `span`.
+
+    rules: whether any sequence has penalties, biases or a least length.
+    """
 
     batch: int
     k: int
     mode: str
     span: int
+    rules: bool = False
 
 
 @dataclass
 class Places:
-    """Everything the device knows of every place of a batch; the host writes it only between rounds."""
+    """Everything the device knows of every place of a batch; the host writes it only between rounds.
+
+    history int32 [count, vocab]: what each sequence has read and written (`rules`), once any has rules.
+    """
 
     sequences: Sequences
     params: Params
+    rules: Rules
     outcome: Tensor
+    history: Tensor | None = None
 
     @classmethod
     def create(cls, count: int, hidden: int, dtype: torch.dtype, device: torch.device | str) -> Places:
@@ -49,17 +60,22 @@ class Places:
             length=zeros(i32), last=zeros(i64), hidden=zeros(dtype, hidden), remaining=zeros(i32), limit=zeros(i32),
             stops=zeros(i32),
         )  # fmt: skip
-        params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64))
-        return cls(sequences, params, zeros(i64, COLUMNS))
+        params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64),
+                        floor=zeros(f64) - math.inf)  # fmt: skip
+        return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS))
 
-    def first(self, count: int) -> Places:
-        """The first `count` places."""
-        params = Params(*(t[:count] for t in self.params))
-        return Places(self.sequences.first(count), params, self.outcome[:count])
+    def part(self, start: int, stop: int) -> Places:
+        """The places start .. stop - 1, as views."""
+        cut = slice(start, stop)
+        return Places(
+            Sequences(*(t[cut] for t in self.sequences)), Params(*(t[cut] for t in self.params)),
+            Rules(*(t[cut] for t in self.rules)), self.outcome[cut],
+            None if self.history is None else self.history[cut],
+        )  # fmt: skip
 
     def tensors(self) -> list[Tensor]:
         """All state that belongs to a sequence."""
-        return [*self.sequences, *self.params]
+        return [*self.sequences, *self.params, *self.rules, *([] if self.history is None else [self.history])]
 
 
 @dataclass
@@ -88,12 +104,30 @@ class DeviceModel:
         differs are what plain decoding would have emitted (see `paceline.speculate`). A rehearsal works on idle places.
         """
         places, cache = self._idle(shape) if rehearsal else self._live(shape)
-        sequences, choice = places.sequences, Choice(shape.mode, places.params, self.suppressed)
+        sequences, choice = places.sequences, self.choice(places, shape.mode, shape.rules)
         drafts = self.drafter.propose(sequences, cache, choice, shape.k) if self.drafter and shape.k else None
         rows = verify_rows(sequences, drafts, self.window)
         hidden = self._forward(rows, cache)
-        chosen = choice.choose(self.target, hidden, rows.chosen_at)
+        chosen = choice.choose(self.target, hidden, rows.chosen_at, drafts)
         accept(sequences, drafts, chosen, hidden, self.ending, places.outcome)
+        if choice.ruling is not None:
+            remember(choice.ruling.history, places.outcome)
+
+    def choice(self, places: Places, mode: str, rules: bool) -> Choice:
+        """How the sequences of these places choose."""
+        if not rules:
+            return Choice(mode, places.params, self.suppressed)
+        assert places.history is not None
+        s = places.sequences
+        ruling = Ruling(places.rules, places.history, s.remaining, s.stops, self.ending.end_ids)
+        return Choice(mode, places.params, self.suppressed, ruling)
+
+    def keep_histories(self) -> Tensor:
+        """The history of every place; made when the first text with rules comes, since it takes 4 bytes an id each."""
+        if self.places.history is None:
+            count, like = len(self.places.outcome), self.places.outcome
+            self.places.history = torch.zeros(count, self.target.config.vocab, dtype=torch.int32, device=like.device)
+        return self.places.history
 
     def _forward(self, rows: Rows, cache: PassCache) -> Tensor:
         """Hidden states [n, D] of a verification's rows; their keys and values go into the cache."""
@@ -115,24 +149,24 @@ class DeviceModel:
         cache = PassCache(self.cache, chunk.table, chunk.ring, self.cache.context, chunk=n)
         return self._run(chunk.ids, reach, cache, wanted)
 
-    def first_token(self, hidden: Tensor, place: int, mode: str, position: Tensor) -> Tensor:
-        """The token int64 [1] that a prompt's last state [1, D] chooses for `place`; it will sit at position [1]."""
-        params = Params(*(t[place : place + 1] for t in self.places.params))
-        return Choice(mode, params, self.suppressed).choose(self.target, hidden, position)
+    def first_token(self, hidden: Tensor, place: int, mode: str, rules: bool) -> Tensor:
+        """The token int64 [1] that a prompt's last state [1, D] chooses for `place`, whose sequence is in place."""
+        own = self.places.part(place, place + 1)
+        return self.choice(own, mode, rules).choose(self.target, hidden, own.sequences.length.long())
 
     def _live(self, shape: Shape) -> tuple[Places, PassCache]:
         tables, rings = self.cache.tables[: shape.batch], self.cache.rings[: shape.batch]
-        return self.places.first(shape.batch), PassCache(self.cache, tables, rings, shape.span)
+        return self.places.part(0, shape.batch), PassCache(self.cache, tables, rings, shape.span)
 
     def _idle(self, shape: Shape) -> tuple[Places, PassCache]:
         """Places without sequences, whose keys go where nobody reads them."""
         like = self.places.sequences.hidden
         tables = self.cache.tables[-1:].repeat(shape.batch, 1)
         rings = self.cache.rings[-1:].repeat(shape.batch, 1)
-        return (
-            Places.create(shape.batch, like.shape[1], like.dtype, like.device),
-            PassCache(self.cache, tables, rings, shape.span),
-        )
+        places = Places.create(shape.batch, like.shape[1], like.dtype, like.device)
+        if self.places.history is not None:
+            places.history = self.places.history[: shape.batch]  # only read: idle places write nothing
+        return places, PassCache(self.cache, tables, rings, shape.span)
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from paceline.kernels.gpu import choose, matmul
@@ -11,44 +13,63 @@ from paceline.kernels.gpu.centroids import centroid_choice
 from paceline.kernels.gpu.matmul import HeadWeight
 from paceline.kernels.gpu.rows import Columns
 from paceline.kernels.gpu.rows import Rows as Params
+from paceline.kernels.gpu.rules import Ruling, reshape
 from paceline.models.gemma4 import Target
 from paceline.models.mtp import MtpDrafter
 
 GREEDY = "greedy"
+Draft = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Choice:
     """How tokens are chosen in one graph: `mode` as in `choose.mode_of`, with each sequence's parameters [B].
 
-    suppressed: int32 ids that never come out, or None.
+    suppressed: int32 ids that never come out, or None. ruling: penalties, biases and least lengths, where any are on.
     """
 
     mode: str
     params: Params
     suppressed: Tensor | None = None
+    ruling: Ruling | None = None
 
-    def choose(self, target: Target, hidden: Tensor, positions: Tensor) -> Tensor:
-        """The target's own token int64 [n] for each hidden state [n, D]; the token will sit at positions [n]."""
+    def choose(self, target: Target, hidden: Tensor, positions: Tensor, drafts: Tensor | None = None) -> Tensor:
+        """The target's own token int64 [n] for each hidden state [n, D]; the token will sit at positions [n].
+
+        Each sequence's rows stand after none, one, ... of its drafts int64 [k, B].
+        """
         head = HeadWeight(target.embedding.tensor, target.config.softcap or 0.0)  # type: ignore[attr-defined]
-        if self.mode == GREEDY:
+        if self.mode == GREEDY and self.ruling is None:
             return choose.pick_best(*matmul.head_best(hidden, head, self.suppressed))
         logits = matmul.head_logits(hidden, head)
+        if self.ruling is not None:
+            reshape(logits, None, self.ruling, drafts)
         return choose.sample(logits, self.params, positions, self.mode, Columns(suppress=self.suppressed))
 
-    def guess(self, drafter: MtpDrafter, head: HeadWeight, state: Tensor, positions: Tensor) -> Tensor:
-        """The drafter's token int64 [B] from its state [B, d], with the noise the target will use there."""
-        if drafter.config.centroids is not None:
-            return self._guess_in_clusters(drafter, state, positions)
-        if self.mode == GREEDY:
-            return choose.pick_best(*matmul.head_best(state, head))
-        return choose.sample(matmul.head_logits(state, head), self.params, positions, self.mode)
+    def guess(self, model: tuple[MtpDrafter, HeadWeight], state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
+        """The drafter's token int64 [B] from its state [B, d], with the rules and the noise the target will use there.
 
-    def _guess_in_clusters(self, drafter: MtpDrafter, state: Tensor, positions: Tensor) -> Tensor:
+        draft: the guesses before it.
+        """
+        drafter, head = model
+        if drafter.config.centroids is not None:
+            return self._guess_in_clusters(drafter, state, positions, draft)
+        if self.mode == GREEDY and self.ruling is None:
+            return choose.pick_best(*matmul.head_best(state, head))
+        logits = matmul.head_logits(state, head)
+        self._reshape_guess(logits, None, draft)
+        return choose.sample(logits, self.params, positions, self.mode)
+
+    def _reshape_guess(self, logits: Tensor, ids: Tensor | None, draft: Draft) -> None:
+        if self.ruling is not None:
+            reshape(logits, ids, self.ruling, torch.stack(list(draft)) if draft else None, first=len(draft))
+
+    def _guess_in_clusters(self, drafter: MtpDrafter, state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
         assert drafter.config.centroids is not None
         scores = drafter.ops.linear(state, drafter.centroids)
         table = drafter.head.tensor  # type: ignore[attr-defined]
         found = centroid_choice(scores, drafter.config.centroids.active, drafter.clusters, state, table)
-        if self.mode == GREEDY:
+        if self.mode == GREEDY and self.ruling is None:
             return choose.pick_best(found.tile_values, found.tile_ids)
+        self._reshape_guess(found.logits, found.ids, draft)
         return choose.sample(found.logits, self.params, positions, self.mode, Columns(found.ids))

@@ -11,12 +11,11 @@ from paceline.device.engine import DeviceEngine, Request
 from paceline.device.memory import within_memory
 from paceline.engine import Writer, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
+from paceline.kernels.gpu.rules import MOST_BIASES
 from paceline.models.gemma4 import Target
 from paceline.types import SamplingParams, TokenEvent
 
-HOST_ONLY = (
-    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "logprobs",
-)  # fmt: skip
+HOST_ONLY = ("logprobs",)
 DEFAULTS = SamplingParams()
 
 
@@ -93,6 +92,8 @@ class DeviceServer:
         asked = next((name for name in HOST_ONLY if getattr(params, name) != getattr(DEFAULTS, name)), None)
         if asked is not None:
             raise UsageError(f"{asked} is not supported on device 'cuda' yet; use device 'cpu'")
+        if len(params.biases) > MOST_BIASES:
+            raise UsageError(f"logit_bias may name {MOST_BIASES} tokens on a GPU, not {len(params.biases)}")
         check_prompt(prompt, params, self.target)
         request = Request(prompt, params, check_draft_length(k), bool(self.end_ids) and not params.ignore_eos)
         context = self.engine.model.cache.context

@@ -6,10 +6,11 @@ Ollama of August 2026, TensorRT-LLM 1.2, LM Studio 0.4, LiteRT-LM 0.18. The firs
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from paceline.bench.adapters.dialect import NOTHING, Dialect, Reply, Signs
-from paceline.bench.adapters.prometheus import drafting_counters, samples
+from paceline.bench.adapters.prometheus import by_position, drafting_counters, samples
 from paceline.bench.adapters.wire import Framing, Wire
 from paceline.bench.arms import ArmError, Ask, Drafting
 from paceline.errors import UsageError
@@ -124,7 +125,9 @@ class LlamaCpp(Dialect):
         return (event.get("timings") or {}).get("predicted_n")
 
     def drafting(self, reply: Reply) -> Drafting | None:
-        return drafting_of_timings(reply)
+        """Rounds are not told, and follow: each brings its accepted drafts and one token, the first token is none's."""
+        told, tokens = drafting_of_timings(reply), reply.find("timings", "predicted_n")
+        return told and replace(told, rounds=max(int(tokens) - 1 - told.accepted, 0))
 
     async def counters(self, wire: Wire) -> Drafting | None:
         page = await wire.page("/metrics")
@@ -245,22 +248,26 @@ class Ollama(Dialect):
 
 
 class LmStudio(Dialect):
-    """LM Studio's OpenAI endpoint. Some versions add draft statistics to an answer; the others tell nothing."""
+    """LM Studio's own REST API, whose answers hold draft counts; its OpenAI endpoint leaves them out."""
 
     name = "lmstudio"
+    chat_path = "/api/v0/chat/completions"
+    text_path = "/api/v0/completions"
     no_top_k = 0
     seed_bits = 31
 
     def drafting(self, reply: Reply) -> Drafting | None:
-        stats = reply.find("stats") or {}
-        if "accepted_draft_tokens_count" not in stats:
-            return None
-        return Drafting(int(stats["total_draft_tokens_count"]), int(stats["accepted_draft_tokens_count"]))
+        """Older versions have the counts in `stats`, newer ones in `usage`."""
+        for place in ("stats", "usage"):
+            told = reply.find(place) or {}
+            if "accepted_draft_tokens_count" in told:
+                return Drafting(int(told["total_draft_tokens_count"]), int(told["accepted_draft_tokens_count"]))
+        return None
 
     async def signs(self, wire: Wire, probe: Reply) -> Signs:
         if self.drafting(probe) is None:
-            return Signs(None, "its answers have no draft statistics")
-        return Signs(True, "an answer has stats.accepted_draft_tokens_count", acceptance="stats of each answer")
+            return Signs(None, "its answers have no draft counts")
+        return Signs(True, "an answer has accepted_draft_tokens_count", acceptance="draft counts of each answer")
 
 
 class TrtLlm(Dialect):
@@ -343,11 +350,17 @@ def at_least(histogram: list[int]) -> tuple[int, ...]:
 
 
 def trt_counters(page: str) -> Drafting | None:
-    """TensorRT-LLM's two totals; None where the page lacks them."""
-    totals: dict[str, float] = {}
-    for name, _, value in samples(page):
-        totals[name] = totals.get(name, 0.0) + value
-    drafted = totals.get("trtllm_spec_decode_num_draft_tokens_total")
-    if drafted is None:
+    """TensorRT-LLM's totals, by position in newer versions; None where the page lacks them."""
+    drafted, accepted = (
+        [(labels, value) for name, labels, value in samples(page) if name.removeprefix("trtllm_spec_decode_") in names]
+        for names in (
+            ("num_draft_tokens_total", "drafted_tokens_total"),
+            ("num_accepted_tokens_total", "accepted_tokens_total"),
+        )
+    )
+    if not drafted:
         return None
-    return Drafting(int(drafted), int(totals.get("trtllm_spec_decode_num_accepted_tokens_total", 0)))
+    return Drafting(
+        int(sum(value for _, value in drafted)), int(sum(value for _, value in accepted)),
+        drafted_by_position=by_position(drafted), accepted_by_position=by_position(accepted),
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from paceline.bench.adapters.dialect import check_carried, is_chat
+from paceline.bench.adapters.local import check_lengths
 from paceline.bench.arms import Answer, ArmError, Ask, Candidate, Drafting, Facts
 from paceline.bench.harness import Contest
 from paceline.errors import UsageError
@@ -220,7 +221,6 @@ def options_of(params: SamplingParams) -> dict[str, Any]:
 
 def transformers_contest(target: str, drafter: str, ks: Sequence[int]) -> Contest:
     """The arms of Transformers. Raises UsageError for a version or a draft length that cannot be used."""
-    if not ks or min(ks) < 1:
-        raise UsageError(f"k must be at least 1 (off is always measured beside it), not {list(ks)}")
+    check_lengths(ks)
     loaded = load(target, drafter)
     return Contest(TransformersArm(loaded, 0), {k: TransformersArm(loaded, k) for k in ks})

@@ -43,7 +43,7 @@ class HttpArm:
         """Looks at the model list and at a short answer. Raises ArmError."""
         dialect, wire = self.dialect, self.wire
         self.model = choose_model(await dialect.models(wire), self.wish.model, wire.url)
-        probe = await self._stream(Ask(PROBE, SamplingParams(max_tokens=PROBE_TOKENS)))
+        probe = await self._probe()
         signs = await dialect.signs(wire, probe)
         self.answers_tell = dialect.drafting(probe) is not None
         if self.wish.drafts and signs.k is not None and self.wish.k not in (None, signs.k):
@@ -53,6 +53,16 @@ class HttpArm:
             why=signs.why, k=self.wish.k if signs.k is None and self.wish.drafts else signs.k, method=signs.method,
             acceptance=signs.acceptance, identity=self.identity, details=dict(signs.details),
         )  # fmt: skip
+
+    async def _probe(self) -> Reply:
+        """A short answer to look at; raw text for models without a chat template."""
+        params = SamplingParams(max_tokens=PROBE_TOKENS)
+        try:
+            return await self._stream(Ask(PROBE, params))
+        except ArmError:
+            if self.dialect.text_path is None:
+                raise
+            return await self._stream(Ask(PROBE[0]["content"], params))
 
     @property
     def identity(self) -> str:

@@ -61,9 +61,14 @@ class LocalArm:
 
 def local_contest(engine: Engine, ks: Sequence[int]) -> Contest:
     """The arms of one engine in this process. Raises UsageError for a draft length that drafts nothing."""
+    check_lengths(ks)
+    return Contest(LocalArm(engine, 0), {k: LocalArm(engine, k) for k in ks})
+
+
+def check_lengths(ks: Sequence[int]) -> None:
+    """Raises UsageError for draft lengths that draft nothing, or twice the same."""
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise UsageError(f"k must be at least 1 and each named once (off is always measured beside it), not {list(ks)}")
-    return Contest(LocalArm(engine, 0), {k: LocalArm(engine, k) for k in ks})
 
 
 def answer_of(completion: Completion) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
 from paceline.bench.arms import Drafting
 
@@ -16,23 +17,31 @@ def drafting_counters(page: str, prefix: str) -> Drafting | None:
 
     None where the page has no such counters: nothing is drafted. vLLM and llama.cpp share these names.
     """
-    totals, positions = defaultdict[str, float](float), defaultdict[int, float](float)
-    for name, labels, value in samples(page):
-        short = name.removeprefix(prefix)
-        if short == name:
-            continue
-        totals[short] += value
-        place = POSITION.search(labels)
-        if short == "num_accepted_tokens_per_pos_total" and place:
-            positions[int(place[1])] += value
+    own = [
+        (name.removeprefix(prefix), labels, value) for name, labels, value in samples(page) if name.startswith(prefix)
+    ]
+    totals = defaultdict[str, float](float)
+    for name, _, value in own:
+        totals[name] += value
     if "num_draft_tokens_total" not in totals:
         return None
     rounds = totals.get("num_drafts_total")
     return Drafting(
         int(totals["num_draft_tokens_total"]), int(totals["num_accepted_tokens_total"]),
         None if rounds is None else int(rounds),
-        accepted_by_position=tuple(int(positions[i]) for i in range(max(positions, default=-1) + 1)),
+        accepted_by_position=by_position(
+            [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
+        ),
     )  # fmt: skip
+
+
+def by_position(rows: Iterable[tuple[str, float]]) -> tuple[int, ...]:
+    """Labels with values as totals for each draft position, from 0 on; empty where the labels have none."""
+    totals = defaultdict[int, float](float)
+    for labels, value in rows:
+        if place := POSITION.search(labels):
+            totals[int(place[1])] += value
+    return tuple(int(totals[i]) for i in range(max(totals, default=-1) + 1))
 
 
 def samples(page: str) -> list[tuple[str, str, float]]:

@@ -54,7 +54,7 @@ class Wire:
     async def page(self, path: str) -> httpx2.Response | None:
         """The answer to GET; None for a page that the server does not have. Raises ArmError if it is out of reach."""
         try:
-            answer = await self.client.get(path)
+            answer, _ = await self._send("GET", path, None)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ArmError(f"cannot reach {self.url}: {_cause(error)}; is the server up, and the URL right?") from None
         return answer if answer.is_success else None
@@ -69,7 +69,7 @@ class Wire:
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to POST. Raises ArmError for any other."""
         try:
-            answer = await self.client.post(path, json=body)
+            answer, _ = await self._send("POST", path, body)
         except httpx2.HTTPError as error:
             raise self._broken(path, error) from None
         if not answer.is_success:
@@ -83,19 +83,40 @@ class Wire:
 
         framing: "sse" (lines "data: ...", ended by [DONE]) or "lines" (one JSON object a line).
         """
-        begin = time.perf_counter()
         try:
-            async with self.client.stream("POST", path, json=body) as answer:
-                if not answer.is_success:
-                    raise self._refused(path, answer.status_code, (await answer.aread()).decode("utf-8", "replace"))
-                async for line in answer.aiter_lines():
-                    data = payload(line, framing)
-                    if data == "[DONE]":
-                        return
-                    if data is not None:
-                        yield time.perf_counter() - begin, self._parse(path, data)
+            answer, begin = await self._send("POST", path, body, stream=True)
+            try:
+                async for moment, data in self._payloads(path, answer, framing):
+                    yield moment - begin, self._parse(path, data)
+            finally:
+                await answer.aclose()
         except httpx2.HTTPError as error:
             raise self._broken(path, error) from None
+
+    async def _payloads(self, path: str, answer: httpx2.Response, framing: Framing) -> AsyncIterator[tuple[float, str]]:
+        if not answer.is_success:
+            raise self._refused(path, answer.status_code, (await answer.aread()).decode("utf-8", "replace"))
+        async for line in answer.aiter_lines():
+            data = payload(line, framing)
+            if data == "[DONE]":
+                return
+            if data is not None:
+                yield time.perf_counter(), data
+
+    async def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, stream: bool = False
+    ) -> tuple[httpx2.Response, float]:
+        """The answer's head and when it was asked for; asks again where the server had closed the idle connection."""
+        try:
+            return await self._send_once(method, path, body, stream)
+        except (httpx2.RemoteProtocolError, httpx2.WriteError, httpx2.ReadError):  # llama.cpp closes after a stream
+            return await self._send_once(method, path, body, stream)
+
+    async def _send_once(
+        self, method: str, path: str, body: dict[str, Any] | None, stream: bool
+    ) -> tuple[httpx2.Response, float]:
+        request, begin = self.client.build_request(method, path, json=body), time.perf_counter()
+        return await self.client.send(request, stream=stream), begin
 
     def _parse(self, path: str, data: str) -> Any:
         try:

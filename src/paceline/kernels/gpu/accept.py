@@ -30,10 +30,6 @@ class Sequences(NamedTuple):
     limit: Tensor
     stops: Tensor
 
-    def first(self, count: int) -> Sequences:
-        """The first `count` sequences."""
-        return Sequences(*(t[:count] for t in self))
-
 
 class Rows(NamedTuple):
     """Rows of a pass, sequence-major: token ids, positions, first position seen in a window, and zeros, int64 [n].

@@ -29,6 +29,7 @@ from paceline.kernels.gpu.rows import (
     cuts,
     ids_at,
     keys_at,
+    likely,
     logits_at,
     noisy,
     scores_of,
@@ -270,7 +271,8 @@ def _whole(survey, unsettled, row, wide, tiles, TILES: tl.constexpr):
 
 @triton.jit
 def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
-    """(the token that leads with noise among the listed columns that top-p leaves, whether these held p of the mass).
+    """(the token that leads with noise among the listed columns that top-p and min-p leave, whether all listed columns
+    held p of the mass).
 
     Top-p counts shares of `whole`, or where that is 0, of the mass of the `count` listed columns. Listed masses are
     added as integers: the cut does not depend on the order in which some kernel adds them.
@@ -285,6 +287,7 @@ def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
         goal = p * tl.where(whole > 0.0, whole * UNIT, own)
         before = _units_before(source, rows, row, b, at, count, scores, columns, peak, K).to(tl.float64)
         kept, held = kept & ((before < goal) | (before == 0.0)), own >= goal
+    kept = kept & likely(scores, peak, rows, b)
     total = noisy(scores, ids_at(source, row, columns), rows, b, position)
     total = tl.where(kept, total, float("-inf"))
     # Equal totals go to the likelier token, then to the lower column.

@@ -1,4 +1,4 @@
-"""The choice for wide rows: a top-k too large to list, or a top-p whose nucleus is, over the whole vocabulary.
+"""The choice for wide rows: a top-k too large to list, or a top-p or min-p that leaves too many, over the vocabulary.
 
 What is kept are all keys from some edge on, and the edge is searched digit by digit, from the top: each step weighs,
 tile by tile, the keys that agree with the digits found so far, by their next digit, and the first digit at which the
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paceline.kernels.gpu.keys import COLUMN_BITS, NO_KEY, column_of
 from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
-from paceline.kernels.gpu.rows import Rows, Source, cuts, ids_at, keys_at, logits_at, noisy, scores_of
+from paceline.kernels.gpu.rows import Rows, Source, cuts, ids_at, keys_at, likely, logits_at, noisy, scores_of
 
 TILE = 4096  # columns of one program, a multiple of BLOCK
 DIGIT = tl.constexpr(4)  # bits
@@ -193,22 +193,27 @@ def _tile_choice(
             edge = tl.maximum(edge, tl.load(weighed.floor + row))
         else:
             edge = _floor(counted, row, limit, p, source.V, tiles, TILES)
-        total, key = _noisiest(source, rows, row, row // q, tl.load(positions + row), edge, tile * TILE, TILE)
+        place = tl.load(positions + row), tl.load(unsettled.peak + row)
+        total, key = _noisiest(source, rows, row, row // q, place, edge, tile * TILE, TILE)
         tl.store(best + row * tiles + tile, total)
         tl.store(keys + row * tiles + tile, key)
 
 
 @triton.jit
-def _noisiest(source, rows, row, b, position, edge, first, TILE: tl.constexpr):
-    """(greatest noisy score, its key) among the columns of a tile from the edge on; ties take the greatest key."""
+def _noisiest(source, rows, row, b, place, edge, first, TILE: tl.constexpr):
+    """(greatest noisy score, its key) among the columns of a tile from the edge on; ties take the greatest key.
+
+    place: the token's position, and the row's greatest score.
+    """
     best, leader = tl.full([BLOCK], float("-inf"), tl.float64), tl.full([BLOCK], NO_KEY, tl.int64)
     for start in range(0, TILE, BLOCK):
         columns = first + start + tl.arange(0, BLOCK)
         keys = keys_at(source, row, columns)
         if tl.max((keys >= edge).to(tl.int32), 0) > 0:
             scores = scores_of(logits_at(source, row, columns), rows, b)
-            total = noisy(scores, ids_at(source, row, columns), rows, b, position)
-            better = (keys >= edge) & ((total > best) | ((total == best) & (keys > leader)))
+            total = noisy(scores, ids_at(source, row, columns), rows, b, place[0])
+            kept = (keys >= edge) & likely(scores, place[1], rows, b)
+            better = kept & ((total > best) | ((total == best) & (keys > leader)))
             best, leader = tl.where(better, total, best), tl.where(better, keys, leader)
     return _first(best, leader)
 

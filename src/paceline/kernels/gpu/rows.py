@@ -1,11 +1,12 @@
 """What the kernels that choose tokens read: logits, what their columns mean, and each sequence's parameters.
 
-A row is one of four kinds, which kernels learn only when they run: greedy; free (neither top-k nor top-p); cut by a
-top-k of at most MAX_TOP_K; and wide (a larger top-k, or top-p alone).
+A row is one of four kinds, which kernels learn only when they run: greedy; free (no top-k, top-p or
+min-p); cut by a top-k of at most MAX_TOP_K; and wide (a larger top-k, or none beside top-p or min-p).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,12 +24,13 @@ MAX_TOP_K = 256
 
 
 class Rows(NamedTuple):
-    """`SamplingParams` of the sequences of a batch, [B] each."""
+    """`SamplingParams` of the sequences of a batch, [B] each. floor: log of min-p, minus infinity where it is off."""
 
     temperature: Tensor  # float64
     top_k: Tensor  # int32
     top_p: Tensor  # float64
     seed: Tensor  # int64, the bits of the unsigned seed
+    floor: Tensor  # float64
 
 
 class Columns(NamedTuple):
@@ -68,6 +70,7 @@ def rows_of(params: Sequence[SamplingParams], device: torch.device | str) -> Row
         torch.tensor([min(p.top_k, (1 << 31) - 1) for p in params], dtype=torch.int32, device=device),
         torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
         torch.tensor(seeds, dtype=torch.int64, device=device),
+        torch.tensor([math.log(p.min_p) if p.min_p else -math.inf for p in params], dtype=torch.float64, device=device),
     )
 
 
@@ -76,7 +79,12 @@ def mode_of(params: Sequence[SamplingParams]) -> str:
     hot = [p for p in params if p.temperature > 0.0]
     if not hot:
         return "greedy"
-    return "top" if all(1 <= p.top_k <= MAX_TOP_K or (p.top_k == 0 and p.top_p >= 1.0) for p in hot) else "general"
+    return "top" if all(1 <= p.top_k <= MAX_TOP_K or is_free(p) for p in hot) else "general"
+
+
+def is_free(p: SamplingParams) -> bool:
+    """Whether no rule cuts any token away."""
+    return p.top_k == 0 and p.top_p >= 1.0 and p.min_p == 0.0
 
 
 @triton.jit
@@ -112,7 +120,14 @@ def cuts(rows, b, V):
     k = tl.load(rows.top_k + b)
     p = tl.load(rows.top_p + b).to(tl.float64)
     limit = tl.where((k <= 0) | (k > V), V, k)
-    return tl.where(hot, limit, 1), p, hot & (k <= 0) & (p >= 1.0)
+    uncut = (k <= 0) & (p >= 1.0) & (tl.load(rows.floor + b) == float("-inf"))
+    return tl.where(hot, limit, 1), p, hot & uncut
+
+
+@triton.jit
+def likely(scores, peak, rows, b):
+    """Which scores min-p leaves, where `peak` is the greatest."""
+    return scores >= peak + tl.load(rows.floor + b).to(tl.float64)
 
 
 @triton.jit

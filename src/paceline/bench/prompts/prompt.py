@@ -1,4 +1,4 @@
-"""Prompts to measure on: the embedded set, or a JSON Lines file of the user's own."""
+"""One prompt to measure on, what makes it valid, and a balanced choice of several."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from paceline.errors import PromptError, UsageError
 from paceline.types import ChatMessage, Prompt
 
-EMBEDDED = "embedded prompts"
 ROLES = ("system", "user", "assistant")
-# Descriptions only: whatever else a line holds could change the answer, and is refused rather than ignored.
-HARMLESS = {"source", "license", "subcategory", "reference", "n_tok", "metadata"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,58 +23,9 @@ class BenchPrompt:
     prompt: Prompt
 
 
-def load_prompts(path: Path | None) -> list[BenchPrompt]:
-    """Reads `path`, or the embedded set for None; a malformed line is a PromptError that names it."""
-    text = files("paceline").joinpath("assets/prompts.jsonl").read_text("utf-8") if path is None else _read(path)
-    return parse_prompts(text, EMBEDDED if path is None else str(path))
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that `line` holds; anything else, or a key given twice, is a PromptError that names `where`."""
 
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise PromptError(f"cannot read the prompt file {path}: {error.strerror or error}") from None
-
-
-def parse_prompts(text: str, name: str) -> list[BenchPrompt]:
-    """Parses JSON Lines; `name` stands for the file in errors. Blank lines are skipped."""
-    prompts: list[BenchPrompt] = []
-    first_seen: dict[str, int] = {}
-    # Not splitlines(): JSON strings may hold U+2028 and the like.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        prompt = _parse_line(line, where)
-        if prompt.id in first_seen:
-            raise PromptError(f"{where}: id {prompt.id!r} was already used on line {first_seen[prompt.id]}; change one")
-        first_seen[prompt.id] = number
-        prompts.append(prompt)
-    if not prompts:
-        raise PromptError(f"{name} holds no prompts; write one JSON object with id, category and messages on each line")
-    return prompts
-
-
-def _parse_line(line: str, where: str) -> BenchPrompt:
-    row = _json_object(line, where)
-    for key in ("id", "category"):
-        if key not in row:
-            raise PromptError(f'{where}: the key "{key}" is missing')
-    unknown = sorted(row.keys() - HARMLESS - {"id", "category", "prompt", "messages"})
-    if unknown:
-        raise PromptError(f'{where}: unknown key "{unknown[0]}"; remove it, or put notes under "metadata"')
-    if ("prompt" in row) == ("messages" in row):
-        both = "both prompt and messages are" if "prompt" in row else "neither prompt nor messages is"
-        raise PromptError(f"{where}: {both} given; give exactly one of them")
-    identity, category = _text(row["id"], "id", where), _text(row["category"], "category", where)
-    if "prompt" in row:
-        return BenchPrompt(identity, category, _text(row["prompt"], "prompt", where))
-    return BenchPrompt(identity, category, _messages(row["messages"], where))
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
@@ -97,7 +43,8 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _text(value: object, key: str, where: str) -> str:
+def checked_text(value: object, key: str, where: str) -> str:
+    """`value` where it is a string with something to read; PromptError otherwise."""
     if not isinstance(value, str):
         raise PromptError(f'{where}: "{key}" must be a string, not {type(value).__name__}')
     if not value.strip():
@@ -107,7 +54,8 @@ def _text(value: object, key: str, where: str) -> str:
     return value
 
 
-def _messages(value: object, where: str) -> list[ChatMessage]:
+def checked_messages(value: object, where: str) -> list[ChatMessage]:
+    """`value` where it is a list of messages that ends with the user's; PromptError otherwise."""
     if not isinstance(value, list) or not value:
         raise PromptError(f'{where}: "messages" must be a list with at least one message')
     messages = [_message(item, f"messages[{i}]", where) for i, item in enumerate(value)]
@@ -119,10 +67,10 @@ def _messages(value: object, where: str) -> list[ChatMessage]:
 def _message(item: object, name: str, where: str) -> ChatMessage:
     if not isinstance(item, dict) or item.keys() != {"role", "content"}:
         raise PromptError(f"{where}: {name} must be an object with exactly the keys role and content")
-    role = _text(item["role"], f"{name}.role", where)
+    role = checked_text(item["role"], f"{name}.role", where)
     if role not in ROLES:
         raise PromptError(f"{where}: {name}.role is {role!r}; it must be one of {', '.join(ROLES)}")
-    return ChatMessage(role=role, content=_text(item["content"], f"{name}.content", where))
+    return ChatMessage(role=role, content=checked_text(item["content"], f"{name}.content", where))
 
 
 def sample(prompts: list[BenchPrompt], n: int, seed: int) -> list[BenchPrompt]:
