@@ -176,6 +176,14 @@ def test_unknown_acceptance_is_no_number() -> None:
     assert cell.values["acceptance_length"].other == pytest.approx(2.97, abs=0.1)
 
 
+def test_drafts_accepted_beyond_the_end_of_a_text_do_not_count() -> None:
+    rows = [row for row in rows_of(A) if row.arm == "on"]
+    beyond = [replace(row, accepted=[row.rounds] * 3) for row in rows]
+    most = sum(row.tokens - 1 for row in rows) / sum(row.rounds for row in rows)
+    assert sums_of(beyond).value("acceptance_length") == pytest.approx(most)
+    assert sums_of(rows).value("acceptance_length") == pytest.approx(most, abs=0.2)
+
+
 def test_every_run_has_its_place_on_page_and_in_markdown() -> None:
     evil = "<script>alert(1)</script> $x^$ _"
     worlds = (A, replace(A, seed=1), replace(A, seed=2, ks=(5,)), replace(A, seed=3), replace(A, seed=4))
