@@ -164,7 +164,7 @@ def test_what_else_differs_is_warned_of() -> None:
     other.record["complete"] = False
     text = " ".join(compare_runs([side("a", A), other]).warnings)
     for says in ("different machines", "gpu differ", "limits of tokens: 64 and 128", "seeds: 9 and 0",
-                 "orders of the arms", "run of b stopped early"):  # fmt: skip
+                 "orders of the arms: True and False", "b: The run stopped early"):  # fmt: skip
         assert says in text
     assert compare_runs([side("a", A), side("b", A)]).warnings == []
 
