@@ -15,7 +15,8 @@ from paceline.models.gemma4 import Target
 from paceline.types import SamplingParams, TokenEvent
 
 HOST_ONLY = (
-    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "logprobs",
+    "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "best_of",
+    "logprobs", "accept", "json_schema", "regex", "grammar",
 )  # fmt: skip
 DEFAULTS = SamplingParams()
 
