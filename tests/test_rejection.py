@@ -209,7 +209,7 @@ class Peeking(Near):
         rejection = self.sampler.rejection
         assert rejection is not None
         likely = [law.chances[law.ids == token].item() > 0.4 for token, law in rejection.drawn]
-        return draft[: (likely + [False]).index(False)]
+        return draft[: [*likely, False].index(False)]
 
 
 def test_a_drafter_that_looks_before_it_hands_on_is_refused(model: Model) -> None:

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.errors import UsageError
-from paceline.kernels.reference import Words, philox_uniform
+from paceline.kernels.noise import philox_uniform
+from paceline.kernels.reference import Words
 from paceline.types import ACCEPT_MODES, AcceptMode
 
 Floats = npt.NDArray[np.float64]
