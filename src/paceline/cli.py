@@ -41,6 +41,10 @@ Sampling = Annotated[str, typer.Option(help='"model" takes what generation_confi
 Accept = Annotated[
     str, typer.Option(help='"coupled": equal seeds, equal texts. "rejection", "block": equal in law, more drafts kept.')
 ]
+Modes = Annotated[list[str] | None, typer.Option("--accept", help="With --temperatures, may be repeated: one mode.")]
+Temperatures = Annotated[
+    str | None, typer.Option(help="Acceptance and speed in every --accept mode, as 0,0.3,0.7,1.0,1.3.")
+]
 Schema = Annotated[Path | None, typer.Option("--json-schema", help="File: the text is JSON that fits this schema.")]
 Regex = Annotated[str | None, typer.Option(help="The text matches this regular expression.")]
 Grammar = Annotated[Path | None, typer.Option(help="File: the text is a sentence of this Lark grammar.")]
@@ -130,6 +134,7 @@ def bench(
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
+    temperatures: Temperatures = None, accept: Modes = None,
 ) -> None:  # fmt: skip
     """Measure what drafting is worth on real prompts, or with --shape the rounds of a published size on a GPU.
 
@@ -147,9 +152,21 @@ def bench(
     if shape is not None:
         print(json.dumps(bench_shape(from_flags(ctx.params), out)))
         return
+    if accept and temperatures is None:
+        raise UsageError(
+            "--accept goes with --temperatures: bench compares texts token by token, and other modes differ"
+        )
+    if temperature and temperatures is not None:
+        raise UsageError("--temperature does not go with --temperatures; name them all in the latter")
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
     llm = load(_options(ctx), k)
+    if temperatures is not None:
+        from paceline.bench.temperatures import bench_temperatures, settings_from_flags
+
+        settings = settings_from_flags(ctx.params, llm.resolved.k)
+        print(json.dumps(bench_temperatures(llm, chosen, settings, out, html)))
+        return
     options = BenchOptions(
         k=llm.resolved.k if k is None else k, repeats=repeats, max_tokens=max_tokens, seed=seed,
         temperatures=tuple(temperature or (0.0, 1.0)), top_k=top_k, top_p=top_p,
