@@ -34,7 +34,7 @@ PROMPTS = (
     "Once upon a time there was a",
     "The answer is that the",
 )
-TOKENS, K, CHUNK = 3, 3, 250
+TOKENS, K, CHUNK = 3, 2, 250
 LEAST = 10  # cells with fewer texts in both arms count as one
 SHUFFLES = 2_000
 FINE, CAUGHT = 1e-3, 1e-6
@@ -128,14 +128,22 @@ def equal_chunk(llm: Any, prompt: int, start: int, stop: int) -> int:
     return same
 
 
-SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "max_tokens": 16, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 8, "top_p": 0.95, "max_tokens": 16, "ignore_eos": True}
 
 
 class Run:
     """What was drawn so far, in the result file."""
 
-    def __init__(self, record: dict[str, Any], out: Path, keep: Callable[[Path, dict[str, Any]], None]) -> None:
-        self.record, self.out, self.keep = record, out, keep
+    def __init__(self, record: dict[str, Any], out: Path) -> None:
+        self.record, self.out, self.start = record, out, time.perf_counter()
+
+    def keep(self) -> None:
+        """Writes what there is, with what it says so far."""
+        now = time.perf_counter()
+        self.record["seconds"] += now - self.start
+        self.start = now
+        self.record["summary"] = summarise(self.record)
+        common.files.write_record(self.out, self.record)
 
     def draw(self, llm: Any, each: int) -> None:
         """Every arm in turn, a chunk at a time, until each has `each` texts of every prompt."""
@@ -143,11 +151,12 @@ class Run:
         for start in range(0, each, CHUNK):
             stop = min(start + CHUNK, each)
             for prompt in range(len(PROMPTS)):
-                self._coupled(llm, prompt, start, stop)
+                if start < each // 2:  # two texts each
+                    self._coupled(llm, prompt, start, stop)
                 for number, (name, arm) in enumerate(arms, 1):
-                    if name in HONEST or start < each // 2:  # a control needs fewer
+                    if name in HONEST or start < each // 4:  # a control needs fewer
                         self._arm(llm, prompt, (name, (number, arm)), (start, stop))
-            self.keep(self.out, self.record)
+            self.keep()
 
     def _coupled(self, llm: Any, prompt: int, start: int, stop: int) -> None:
         part = self.record["coupled"].setdefault(str(prompt), {"texts": 0, "equal": 0})
@@ -212,14 +221,15 @@ def summarise(record: dict[str, Any]) -> dict[str, Any]:
     tests = record["tests"] = compare(record["arms"])
     coupled = record["coupled"].values()
     honest = {name: tests[name] for name in HONEST if name in tests}
-    return {
-        "coupled_texts": sum(part["texts"] for part in coupled),
+    found = {
+        "coupled_texts": 2 * sum(part["texts"] for part in coupled),
         "coupled_equal": sum(part["equal"] for part in coupled) / sum(part["texts"] for part in coupled),
         "texts_an_arm": sum(part["texts"] for part in record["arms"]["plain"].values()),
         "least_p_holm": {name: holm([p for kind in part.values() for p in kind]) for name, part in honest.items()},
         "controls_least_p": {name: min(tests[name]["g_test"]) for name in BROKEN if name in tests},
         "seconds": round(record["seconds"], 1),
     }
+    return found | {"pass": verdict(found)}
 
 
 def verdict(summary: dict[str, Any]) -> bool:
@@ -243,7 +253,7 @@ def opening(out: Path, told: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = common.parser(__doc__, "sampling_end_to_end.json")
-    parser.add_argument("--texts", type=int, default=20_000, help="continuations of each arm")
+    parser.add_argument("--texts", type=int, default=20_000, help="continuations of each arm; of a control a quarter")
     parser.add_argument("--min-confidence", type=float, default=0.1, help="the drafter stops below it")
     options = parser.parse_args()
     common.set_threads(options.threads)
@@ -252,12 +262,10 @@ def main() -> None:
         "k": K, "sampling": SAMPLED, "seeds": "arm << 48 | prompt << 40 | number; coupled is arm 0",
         "rare_cells": LEAST, "shuffles": SHUFFLES,
     }  # fmt: skip
-    record, start = opening(options.out, told), time.perf_counter()
+    record = opening(options.out, told)
     llm = LLM.from_pretrained("embedded", min_confidence=options.min_confidence)
-    Run(record, options.out, common.files.write_record).draw(llm, options.texts // len(PROMPTS))
-    record["seconds"] += time.perf_counter() - start
-    record["summary"], record["complete"] = summarise(record), True
-    record["summary"]["pass"] = verdict(record["summary"])
+    Run(record, options.out).draw(llm, options.texts // len(PROMPTS))
+    record["complete"] = True
     common.show("sampling end to end", ("what", "found"), [(k, str(v)) for k, v in record["summary"].items()])
     common.write(options.out, record)
 

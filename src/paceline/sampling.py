@@ -103,6 +103,9 @@ class Sampler:
         """
         if self.context is not None or self.constraint is not None:
             logits = self._reshape_part(logits, ids, draft)
+            if not np.isfinite(self.ops.host(logits)).any():
+                # The grammar allows nothing that the drafter sees; whatever is guessed here is cut.
+                return 0 if ids is None else int(ids[0, 0])
         if self.rejection is not None:
             return self.rejection.draw(self._law(logits, ids), position - len(draft), len(draft))
         if self.params.temperature > 0.0:
@@ -147,9 +150,7 @@ class Sampler:
     def _law(self, logits: Array, ids: Array | None) -> Law:
         """What the row [1, m] draws a token from."""
         kept, scores = self._candidates(logits, ids)
-        best = float(scores.max())
-        # A drafter may see none of the tokens that the grammar allows: any guess of its is cut.
-        chances = np.exp(scores - best) if np.isfinite(best) else np.eye(1, len(scores))[0]
+        chances = np.exp(scores - scores.max())
         return Law(kept, chances / chances.sum())
 
     def _candidates(self, logits: Array, ids: Array | None) -> tuple[Ids, Scores]:

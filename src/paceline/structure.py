@@ -8,6 +8,7 @@ with and without drafts. Drafts that a grammar forbids are cut before the target
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,8 @@ from paceline.errors import UsageError
 from paceline.types import SamplingParams
 
 Mask = npt.NDArray[np.bool_]
-COMPILERS = {
-    "json_schema": "grammar_from_json_schema",
-    "regex": "grammar_from_regex",
-    "grammar": "grammar_from_lark",
-}
+# Any space that JSON allows, but not without end: models like to go on with it for ever.
+SPACE = {"whitespace_pattern": r"[ \n\t]{1,20}"}
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,25 @@ class Structure:
 def compile_grammar(name: str, text: str) -> str:
     """The field `name` as llguidance's grammar; UsageError where it is none, or holds what cannot be enforced."""
     matcher = require_llguidance(name).LLMatcher
-    try:
-        grammar: str = getattr(matcher, COMPILERS[name])(text)
-    except ValueError as error:
-        raise UsageError(f"{name} is not valid JSON: {error}") from None
+    grammar: str
+    if name == "json_schema":
+        _check_json(text)
+        grammar = matcher.grammar_from_json_schema(text, SPACE)
+    else:
+        grammar = matcher.grammar_from_regex(text) if name == "regex" else matcher.grammar_from_lark(text)
     fault = matcher.validate_grammar(grammar)
     if fault:
         raise UsageError(f"{name} cannot be used: {_first_line(fault)}")
     return grammar
+
+
+def _check_json(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"json_schema is not valid JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"json_schema must be a JSON object, not {text.strip()}")
 
 
 def check_structure(params: SamplingParams) -> None:
