@@ -190,6 +190,7 @@ def g_test(table: NDArray[np.int64]) -> float:
 
 def permutation(table: NDArray[np.int64], seed: int = 0) -> float:
     """The same by shuffling which arm a text belongs to: no cell is too rare for it."""
+    table = table[:, table.sum(0) > 0]
     total, first = table.sum(0), int(table[0].sum())
     drawn = np.random.default_rng(seed).multivariate_hypergeometric(total, first, SHUFFLES, method="marginals")
     own = _distance(table[:1], total, first)[0]
