@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +187,16 @@ def test_no_number_serves_twice() -> None:
         parts += [v.draft_uniforms("block", 5, first, step, ids) for step in range(4)]
         seen += np.concatenate([part.ravel() for part in parts]).tolist()
     assert len(set(seen)) == len(seen)
+
+
+def test_the_noise_is_the_one_in_the_manual() -> None:
+    """docs/sampling.md promises these numbers to whoever writes them down: they are read from there."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    told = {int(row[1]): row[4:] for row in rows if len(row) == 6 and row[1].isdigit()}
+    assert sorted(told) == sorted(v.Purpose)
+    for purpose, cells in told.items():
+        ids = np.array([0] if purpose == v.Purpose.ACCEPT else [3, 262143], dtype=np.uint64)
+        assert philox_uniform(2026, 77, ids, purpose).tolist() == [float(cell) for cell in cells if cell]
+    choice = -np.log(-np.log([float(cell) for cell in told[v.Purpose.CHOICE]]))
+    assert np.array_equal(choice, philox_gumbel(2026, 77, np.array([3, 262143], dtype=np.uint64)))
