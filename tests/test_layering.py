@@ -14,7 +14,7 @@ ROWS = [
     "config shapes roofline control",
     "kernels",
     "weights models cache",
-    "processors sampling drafters verification",
+    "processors verification rejection structure sampling drafters",
     "speculate",
     "text hub resolve flags",
     "engine",

@@ -15,7 +15,7 @@ from paceline.bench.cli import bench
 from paceline.bench.prompts.cli import app as prompts_app
 from paceline.bench.report_cli import compare, report
 from paceline.errors import PacelineError, PromptError
-from paceline.flags import options_of, params_of
+from paceline.flags import advised, options_of, params_of
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage
 
@@ -38,7 +38,9 @@ def generate(
     seed: flags.Seed = 0,
     repetition_penalty: flags.Repetition = 1.0, presence_penalty: flags.Presence = 0.0,
     frequency_penalty: flags.Frequency = 0.0,
-    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None,
+    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None, sampling: flags.Sampling = "flags",
+    accept: flags.Accept = "coupled",
+    json_schema: flags.Schema = None, regex: flags.Regex = None, grammar: flags.Grammar = None,
     raw: flags.Raw = False,
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
@@ -54,7 +56,7 @@ def generate(
         raise PromptError("the prompt is empty; give some text")
     llm = load(options_of(ctx), k)
     turn: ChatMessage = {"role": "user", "content": text}
-    answer(llm, text if raw else [turn], params, k, show_drafts)
+    answer(llm, text if raw else [turn], advised(ctx, params, llm.sampling), k, show_drafts)
 
 
 @app.command("chat")
@@ -66,7 +68,9 @@ def chat(
     seed: flags.Seed = 0,
     repetition_penalty: flags.Repetition = 1.0, presence_penalty: flags.Presence = 0.0,
     frequency_penalty: flags.Frequency = 0.0,
-    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None,
+    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None, sampling: flags.Sampling = "flags",
+    accept: flags.Accept = "coupled",
+    json_schema: flags.Schema = None, regex: flags.Regex = None, grammar: flags.Grammar = None,
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
@@ -76,7 +80,8 @@ def chat(
     from paceline.terminal import converse, load
 
     params = params_of(ctx)
-    converse(load(options_of(ctx), k), params, k, show_drafts)
+    llm = load(options_of(ctx), k)
+    converse(llm, advised(ctx, params, llm.sampling), k, show_drafts)
 
 
 @app.command("advise")

@@ -12,6 +12,7 @@ from paceline.errors import PromptError, UsageError
 from paceline.models.gemma4 import Target
 from paceline.sampling import Sampler
 from paceline.speculate import Round, speculate, start
+from paceline.structure import Constraint, Ids, Structure
 from paceline.text import Detokenizer, StopStrings
 from paceline.types import Completion, SamplingParams, Stats, TokenEvent, TokenLogprobs
 
@@ -20,12 +21,13 @@ MAX_DRAFT = MAX_TENTATIVE - 1
 
 @dataclass
 class Engine:
-    """One target with one drafter. `end_ids` end a text; `suppress` never come out."""
+    """One target with one drafter. `end_ids` end a text; `suppress` never come out; `structure` compiles grammars."""
 
     target: Target
     drafter: Drafter
     end_ids: frozenset[int] = frozenset()
     suppress: tuple[int, ...] = ()
+    structure: Structure | None = None
     storage: Storage | None = field(default=None, repr=False)
 
     @property
@@ -36,12 +38,13 @@ class Engine:
     def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
         """Generates until an end token, a stop string or the length limit; one event for each token.
 
-        The text depends on weights, prompt and `params` only: never on the drafter or on k.
+        The text depends on weights, prompt and `params` only: never on the drafter or on k. With accept "rejection" or
+        "block" that holds of its law.
         """
         check_bias(params, self.target)
         cache = self._cache(check_prompt(prompt, params, self.target), check_draft_length(k))
         drafter = self.drafter if k else NoDrafter()
-        sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids)
+        sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids, self.constraint(params))
         writer.logprobs = sampler.logprobs
         try:
             last = start(self.target, drafter, cache, sampler, prompt)
@@ -54,6 +57,13 @@ class Engine:
                 yield from writer.take(done)
         finally:
             cache.release()
+
+    def constraint(self, params: SamplingParams) -> Constraint | None:
+        """What json_schema, regex or grammar make of the text, or None. Raises UsageError for what cannot be used."""
+        if self.structure is None:
+            ids = Ids(self.target.config.vocab, self.end_ids, self.suppress)
+            return Structure(None, ids).constraint(params)
+        return self.structure.constraint(params)
 
     def _cache(self, tokens: int, k: int) -> KVCache:
         """A cache for one sequence; the storage is kept between requests and grows when it must."""

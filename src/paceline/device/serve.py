@@ -15,7 +15,7 @@ from paceline.kernels.gpu.rules import MOST_BIASES
 from paceline.models.gemma4 import Target
 from paceline.types import SamplingParams, TokenEvent
 
-HOST_ONLY = ("logprobs",)
+HOST_ONLY = ("best_of", "logprobs", "accept", "json_schema", "regex", "grammar")
 DEFAULTS = SamplingParams()
 
 
