@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paceline.calibration import Pair, table_for
+from paceline.control.auto import Auto, Kinds
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
 from paceline.engine import Engine, Writer, check_bias, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
 from paceline.kernels import get_ops
 from paceline.models.gemma4 import Target
 from paceline.resolve import Options, Resolved, resolve
+from paceline.steering import LONGEST
 from paceline.text import Text
-from paceline.types import Completion, Prompt, SamplingParams, TokenEvent
+from paceline.types import AUTO, Completion, DraftLength, Prompt, SamplingParams, TokenEvent
 from paceline.weights import load_drafter, load_target
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
 class Stream:
     """Iterates over the events of one request; `completion()` is the finished text afterwards."""
 
-    def __init__(self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: int, text: Text | None) -> None:
+    def __init__(self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: DraftLength, text: Text | None) -> None:
         self._writer = Writer(engine.end_ids, params, text.detokenizer() if text else None, len(prompt))
         self._events = engine.run(prompt, params, k, self._writer)
         self._request = (prompt, params, k)
@@ -56,6 +59,7 @@ class LLM:
 
     def __init__(self, resolved: Resolved, engine: AnyEngine, text: Text | None) -> None:
         self.resolved, self.engine, self.text = resolved, engine, text
+        self.costs = ""  # where the controller's cost table comes from, once there is one
 
     @classmethod
     def from_pretrained(cls, target: str, drafter: str | None = "auto", **options: Any) -> LLM:
@@ -83,15 +87,17 @@ class LLM:
             return cls(resolved, load_server(resolved), text)
         target = load_target(resolved.target, get_ops(resolved.backend))
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
-        engine = Engine(target, _drafter(resolved, target), end_ids, resolved.generation.suppress)
+        engine = Engine(target, _drafter(resolved, target), end_ids, resolved.generation.suppress,
+                        asked_confidence=resolved.asked_confidence)  # fmt: skip
         return cls(resolved, engine, text)
 
     def generate(
-        self, prompts: list[Prompt], params: SamplingParams | None = None, k: int | None = None
+        self, prompts: list[Prompt], params: SamplingParams | None = None, k: DraftLength | None = None
     ) -> list[Completion]:
         """A completion for each prompt: a string, token ids, or chat messages.
 
-        k is the draft length: None takes what the drafter advises, 0 decodes plainly. The text is the same for all.
+        k is the draft length: "auto" lets the controller choose it round by round, 0 decodes plainly, None takes what
+        `resolve` settled. The text is the same for all.
         With params.n above 1, the n texts of the first prompt come first, then those of the second.
         """
         if isinstance(prompts, str):
@@ -106,14 +112,12 @@ class LLM:
             self.engine.run_all([stream.job for stream in streams])
         return [stream.completion() for stream in streams]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: int | None = None) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: DraftLength | None = None) -> Stream:
         """Token events as they come; the last one carries the finish reason. Refuses bad input before the first."""
         params = params or SamplingParams()
         if params.n > 1:
             raise UsageError(f"a stream is one text, and n is {params.n}; use generate, or one stream for each text")
-        k = check_draft_length(self.resolved.k if k is None else k)
-        if k and not self.engine.drafts:
-            raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
+        k = self._draft_length(k)
         if params.stop and self.text is None:
             raise UsageError("stop strings need a tokenizer; this checkpoint has none")
         ids = self.encode(prompt)
@@ -121,7 +125,35 @@ class LLM:
         check_bias(params, self.engine.target)
         if not isinstance(self.engine, Engine):
             self.engine.request(ids, params, k)  # refuses what a GPU does not serve or has no room for
+        if k == AUTO:
+            self.prepare_auto()
         return Stream(self.engine, ids, params, k, self.text)
+
+    def _draft_length(self, k: DraftLength | None) -> DraftLength:
+        """What to do for a call that names k, or none."""
+        if k is None:
+            k = AUTO if self.resolved.auto else self.resolved.k
+        k = check_draft_length(k)
+        if k and not self.engine.drafts:
+            if k != AUTO:
+                raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
+            return 0  # what the controller could only come to as well
+        return k
+
+    def prepare_auto(self, contexts: Sequence[int] = ()) -> str:
+        """Makes the controller ready; returns where its cost table comes from.
+
+        The first time on a machine that takes seconds, in which rounds are timed; the table is then kept. contexts:
+        times them afresh, behind so many tokens.
+        """
+        if isinstance(self.engine, Engine) and (contexts or self.engine.policy is None):
+            pair = Pair(self.resolved.target, self.resolved.drafter, self.resolved.backend)
+            found = table_for(self.engine, pair, contexts)
+            assert found.table is not None
+            listens = isinstance(self.engine.drafter, MtpDraft)
+            self.engine.policy = Kinds(Auto(found.table, LONGEST, listens=listens))
+            self.costs = found.origin
+        return self.costs
 
     def warm_up(self) -> None:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
@@ -131,6 +163,8 @@ class LLM:
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
             for k in {0, self.resolved.k}:
                 self.generate([[0] * 20], params, k)
+        if self.resolved.auto:
+            self.prepare_auto()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. A checkpoint without a tokenizer takes lists of ids only."""
@@ -149,6 +183,7 @@ class LLM:
         return {
             "name": "paceline",
             "decisions": {d.what: f"{d.value} ({d.why})" for d in self.resolved.decisions},
+            "costs": self.costs,
             "threads": torch.get_num_threads(),
             "labels": ["CPU" if isinstance(self.engine, Engine) else "GPU"],
             **({} if isinstance(self.engine, Engine) else self.engine.describe()),
