@@ -254,7 +254,7 @@ def guarded(own: Callable[[int], int], law: np.ndarray, rounds: int = 600) -> li
     for i in range(rounds):
         k = guard.choose(own(i), law, times)
         hits = int(np.cumprod(noise.random(4) < 0.9).sum())
-        guard.observe(Served("a", k, min(k, hits), float(times[k])))
+        guard.observe(Served("a", k, min(k, hits), float(times[k])), own(i))
         ks.append(k)
     return ks
 

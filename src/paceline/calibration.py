@@ -17,9 +17,11 @@ import torch
 from paceline.cache import KVCache
 from paceline.control import store
 from paceline.control.cost import CostTable, Timing
+from paceline.control.outlook import outlook
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, bounded
 from paceline.engine import Engine
 from paceline.kernels import Array
+from paceline.resolve import Decision, Resolved
 from paceline.sampling import Sampler
 from paceline.speculate import speculate, start
 from paceline.steering import LONGEST
@@ -27,7 +29,7 @@ from paceline.types import SamplingParams
 
 K_MAX = LONGEST
 KS = (0, 1, 2, 4, K_MAX)
-BUDGET_S, REPEATS = 3.0, 9  # for each context: enough for a median, seconds even where a round takes one
+BUDGET_S, REPEATS = 3.0, 15  # for each context: seconds even where a round takes one
 CONTEXT = 64
 ROUNDS = (REPEATS + 1) * sum(k + 1 for k in KS)  # tokens that they come to at most
 
@@ -64,7 +66,10 @@ def calibrate(
 
 
 def _times(engine: Engine, drafter: Drafter, context: int, budget_s: float, clock: Clock) -> dict[int, float]:
-    """Median ms of a round of each k behind `context` tokens; the first of each is not counted."""
+    """Least ms of a round of each k behind `context` tokens, the first not counted: what else ran only adds to it.
+
+    More drafts never take less time; where noise says so, those with fewer count as much.
+    """
     target, until = engine.target, clock() + budget_s
     cache = engine.cache_for(context + ROUNDS, K_MAX)
     sampler = Sampler(target.ops, SamplingParams(), engine.suppress)
@@ -81,7 +86,8 @@ def _times(engine: Engine, drafter: Drafter, context: int, budget_s: float, cloc
                     break
     finally:
         cache.release()
-    return {k: median(ms[1:]) for k, ms in found.items()}
+    least = [min(ms[1:]) for ms in found.values()]
+    return {k: min(least[i:]) for i, k in enumerate(KS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,11 @@ class Pair:
     target: Path
     drafter: Path | str | None
     backend: str
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Pair:
+        """What was resolved."""
+        return cls(resolved.target, resolved.drafter, resolved.backend)
 
     @property
     def subject(self) -> store.Subject:
@@ -102,6 +113,19 @@ class Pair:
         else:
             threads = torch.get_num_threads()
         return store.subject(self.target, self.drafter, self.backend, threads)
+
+
+def cost_decisions(resolved: Resolved) -> list[Decision]:
+    """Where the controller's cost table comes from and what it would do by it; nothing where no controller runs."""
+    if not resolved.auto:
+        return []
+    found = store.load(Pair.of(resolved).subject)
+    if found.table is None:
+        return [Decision("cost table", "none yet", f"{found.origin}; timed in seconds when first needed, and kept")]
+    plain, deep = found.table.ms(0), found.table.ms(found.table.k_max)
+    shown = f"{plain:.2f} ms plain, {deep:.2f} ms with {found.table.k_max} drafts"
+    return [Decision("cost table", shown, found.origin),
+            Decision("auto would", "draft where it pays", outlook(found.table, LONGEST))]  # fmt: skip
 
 
 def table_for(engine: Engine, pair: Pair, contexts: Sequence[int] = ()) -> store.Stored:

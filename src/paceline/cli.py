@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +24,15 @@ app.add_typer(train_app, name="train")
 
 Target = Annotated[str, typer.Option(help='Checkpoint folder, hub name, or "embedded" (a miniature that ships).')]
 Drafter = Annotated[str, typer.Option(help='"auto" finds the -assistant checkpoint; "none", "ngram", or a checkpoint.')]
-DraftLength = Annotated[int | None, typer.Option("--k", help="Draft length, 0 to 15; 0 decodes plainly.")]
+
+
+def _k(text: str) -> int | str:
+    """A draft length from the command line; the engine refuses what it does not serve."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+K_HELP = 'Draft length, 0 to 15, or "auto": chosen round by round; 0 decodes plainly.'
+DraftLength = Annotated[Any, typer.Option("--k", parser=_k, metavar="K", help=K_HELP)]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option(help="Sample among the tokens that hold this share of the probability.")]
@@ -138,6 +146,8 @@ def bench(
         return
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
+    if k == "auto":
+        raise UsageError("bench compares a fixed draft length with none; name one with --k, or leave it out")
     llm = load(_options(ctx), k)
     options = BenchOptions(
         k=llm.resolved.k if k is None else k, repeats=repeats, max_tokens=max_tokens, seed=seed,
@@ -185,18 +195,36 @@ def explain(
     """Show what would run and why, without loading weights."""
     from rich.table import Table
 
+    from paceline.calibration import cost_decisions
     from paceline.resolve import resolve
 
     table = Table("what", "choice", "why")
-    for decision in resolve(_options(ctx)).decisions:
+    resolved = resolve(_options(ctx))
+    for decision in (*resolved.decisions, *cost_decisions(resolved)):
         table.add_row(decision.what, decision.value, decision.why)
     Console().print(table)
+
+
+@app.command("calibrate")
+def calibrate(
+    ctx: typer.Context,
+    target: Target = "embedded", drafter: Drafter = "auto", draft_position: Position = "n",
+    contexts: Annotated[str, typer.Option(help="Tokens of the texts behind which rounds are timed.")] = "64,512",
+    backend: Backend = "auto",
+) -> None:  # fmt: skip
+    """Time rounds of every draft length anew, and keep the table for the controller; seconds for each context.
+
+    The last line of stdout is one JSON object.
+    """
+    from paceline.terminal import calibrate as run
+
+    print(json.dumps(run(_options(ctx), contexts)))
 
 
 @app.command("simulate")
 def simulate(
     trace: Annotated[str, typer.Argument(help='JSONL trace, or made up: "synthetic:mixed", chat, code, changing, ...')],
-    policies: Annotated[str, typer.Option(help="auto, heuristic, confidence=0.4, k=4; commas between.")] = (
+    policies: Annotated[str, typer.Option(help="auto, auto+stop, heuristic, stop=0.4, k=4; commas between.")] = (
         "auto,heuristic,confidence"
     ),
     cost: Annotated[Path | None, typer.Option(help='JSON with "rows" of batch, k, context, ms: round times.')] = None,

@@ -56,7 +56,7 @@ class Engine:
         cache = self.cache_for(check_prompt(prompt, params, self.target), steering.longest)
         drafter = self.drafter if k else NoDrafter()
         sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids)
-        writer.logprobs, writer.choice = sampler.logprobs, lambda: steering.reason
+        writer.logprobs, writer.choice = sampler.logprobs, lambda: steering.describe(writer.stats)
         try:
             with bounded(drafter, self.asked_confidence) if k == AUTO else nullcontext():
                 last = start(self.target, drafter, cache, sampler, prompt)

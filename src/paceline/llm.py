@@ -10,6 +10,7 @@ import torch
 
 from paceline.calibration import Pair, table_for
 from paceline.control.auto import Auto, Kinds
+from paceline.control.store import Stored
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
 from paceline.engine import Engine, Writer, check_bias, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
@@ -32,7 +33,9 @@ OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
 class Stream:
     """Iterates over the events of one request; `completion()` is the finished text afterwards."""
 
-    def __init__(self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: DraftLength, text: Text | None) -> None:
+    def __init__(
+        self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: DraftLength, text: Text | None
+    ) -> None:
         self._writer = Writer(engine.end_ids, params, text.detokenizer() if text else None, len(prompt))
         self._events = engine.run(prompt, params, k, self._writer)
         self._request = (prompt, params, k)
@@ -140,20 +143,28 @@ class LLM:
             return 0  # what the controller could only come to as well
         return k
 
-    def prepare_auto(self, contexts: Sequence[int] = ()) -> str:
-        """Makes the controller ready; returns where its cost table comes from.
+    def prepare_auto(self) -> None:
+        """Makes the controller ready. The first time on a machine, that takes seconds, in which rounds are timed."""
+        if isinstance(self.engine, Engine) and self.engine.policy is None:
+            self._steer(table_for(self.engine, Pair.of(self.resolved)))
 
-        The first time on a machine that takes seconds, in which rounds are timed; the table is then kept. contexts:
-        times them afresh, behind so many tokens.
+    def time_rounds(self, contexts: Sequence[int]) -> Stored:
+        """Times rounds of every draft length afresh, behind so many tokens; the controller starts over from that.
+
+        On the CPU only, and with a drafter: UsageError otherwise.
         """
-        if isinstance(self.engine, Engine) and (contexts or self.engine.policy is None):
-            pair = Pair(self.resolved.target, self.resolved.drafter, self.resolved.backend)
-            found = table_for(self.engine, pair, contexts)
-            assert found.table is not None
-            listens = isinstance(self.engine.drafter, MtpDraft)
-            self.engine.policy = Kinds(Auto(found.table, LONGEST, listens=listens))
-            self.costs = found.origin
-        return self.costs
+        if not isinstance(self.engine, Engine) or not self.engine.drafts:
+            raise UsageError("rounds are timed on the CPU, with and without drafts; load a drafter, on device 'cpu'")
+        found = table_for(self.engine, Pair.of(self.resolved), contexts)
+        self._steer(found)
+        return found
+
+    def _steer(self, found: Stored) -> None:
+        assert isinstance(self.engine, Engine)
+        assert found.table is not None
+        listens = isinstance(self.engine.drafter, MtpDraft)
+        self.engine.policy = Kinds(Auto(found.table, LONGEST, listens=listens))
+        self.costs = found.origin
 
     def warm_up(self) -> None:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
@@ -163,8 +174,6 @@ class LLM:
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
             for k in {0, self.resolved.k}:
                 self.generate([[0] * 20], params, k)
-        if self.resolved.auto:
-            self.prepare_auto()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. A checkpoint without a tokenizer takes lists of ids only."""

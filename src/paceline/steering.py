@@ -11,7 +11,7 @@ from paceline.control.policy import Policy, Served, State
 from paceline.drafters import Drafter, MtpDraft
 from paceline.processors import reshapes
 from paceline.speculate import Round
-from paceline.types import SamplingParams
+from paceline.types import SamplingParams, Stats
 
 LONGEST = 8  # drafts of a round that a policy may choose
 
@@ -21,7 +21,6 @@ class Asked:
 
     def __init__(self, k: int) -> None:
         self.longest = k
-        self.reason = f"k = {k}, as asked for" if k else "no drafts, as asked for"
 
     def before(self, length: int, room: int) -> int:
         """Drafts of the coming round, of which only `room` are wanted."""
@@ -29,6 +28,10 @@ class Asked:
 
     def after(self, done: Round) -> None:
         """Learns nothing."""
+
+    def describe(self, stats: Stats) -> str:
+        """How draft lengths were chosen, in words."""
+        return asked(self.longest)
 
 
 class Steered:
@@ -41,15 +44,6 @@ class Steered:
     ) -> None:  # fmt: skip
         self.policy, self.request, self.kind, self.clock = policy, request, kind, clock
         self.listens = drafter if isinstance(drafter, MtpDraft) else None
-        self.rounds = self.plain = self.drafted = 0
-
-    @property
-    def reason(self) -> str:
-        """What was drafted, and why the last round was as it was."""
-        if not self.rounds:
-            return "auto: no round"
-        mean = self.drafted / self.rounds
-        return f"auto: {mean:.1f} drafts a round, none in {self.plain} of {self.rounds}; last: {self.policy.reason}"
 
     def before(self, length: int, room: int) -> int:
         """Drafts of the coming round, of which only `room` are wanted; the cache holds `length` tokens."""
@@ -68,9 +62,24 @@ class Steered:
         self.policy.observe(
             Served(self.request, k, done.accepted, ms, 1, self.length, (), tuple(heard[:k]), unmade, self.kind)
         )
-        self.rounds += 1
-        self.plain += not k
-        self.drafted += k
+
+    def describe(self, stats: Stats) -> str:
+        """How draft lengths were chosen, in words."""
+        return chosen(stats, self.policy.reason)
+
+
+def asked(k: int) -> str:
+    """A fixed draft length in words."""
+    return f"k = {k}, as asked for" if k else "no drafts, as asked for"
+
+
+def chosen(stats: Stats, reason: str) -> str:
+    """What a policy drafted for a text, and why the last round was as it was."""
+    if not stats.rounds:
+        return "auto: no round"
+    plain = stats.rounds - (stats.drafted[0] if stats.drafted else 0)
+    mean = sum(stats.drafted) / stats.rounds
+    return f"auto: {mean:.1f} drafts a round, none in {plain} of {stats.rounds} rounds; last: {reason}"
 
 
 def kind_of(params: SamplingParams) -> str:

@@ -30,6 +30,7 @@ DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a pos
 LOOK_EVERY = 8  # rounds after which a parked request is looked at although nothing was heard of it
 GAIN_ROUNDS, GAIN_MOST = 100.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
 KINDS = 16  # remembered at once
+BATCH = "\0batch"  # the name that batches are parked under
 
 
 @dataclass(slots=True)
@@ -65,8 +66,24 @@ class View:
                 self.best, self.pace = k, rate
 
 
+@dataclass(slots=True)
+class Plan:
+    """What was chosen for a round; view is None for a parked round of which nothing was asked."""
+
+    view: View | None = None
+    k: int = 0
+    stop: Stop | None = None
+    probing: bool = False
+
+
+REST = Plan()
+
+
 class Auto:
-    """`choose` returns k in 0 .. k_max; `reason` explains it."""
+    """`choose` returns k in 0 .. k_max; `reason` explains it. `plan` is the last choice.
+
+    Where rounds are told of late, `observe` needs the plan that was theirs.
+    """
 
     def __init__(self, table: CostTable, k_max: int, guard: bool = True, listens: bool = False) -> None:
         self.table, self.k_max, self.listens = table, min(k_max, table.k_max), listens
@@ -76,8 +93,7 @@ class Auto:
         self.last = Parking()
         self.rounds, self.drafting = 0, 0
         self.stop: Stop | None = None
-        self.own = 0, self.stop
-        self.view: View | None = None
+        self.plan = REST
         self.won = self.promised = GAIN_ROUNDS
         self.say: Callable[[], str] = str
 
@@ -94,41 +110,62 @@ class Auto:
         return other
 
     def choose(self, state: State) -> int:
+        """How many tokens the coming round of one sequence drafts, at most."""
         self.rounds += 1
         parking = self._parking(state.request)
         led = self.guard and self.guard.holds and self.guard.constant
         if parking.parked and not parking.due and self.rounds % LOOK_EVERY and not led:
-            self.view = self.stop = None  # nothing was heard since it parked
+            self.stop, self.plan = None, REST  # nothing was heard since it parked
             return 0
-        law = self.acceptance.law(state.request)
+        return self._choose(state, parking, self.acceptance.law(state.request))
+
+    def choose_batch(self, states: Sequence[State]) -> int:
+        """How many tokens each sequence of a batch drafts: those of most tokens a millisecond over all of them."""
+        if len(states) == 1:
+            return self.choose(states[0])
+        self.rounds += 1
+        return self._choose(states[0], self._parking(BATCH), pooled([self.acceptance.law(s.request) for s in states]))
+
+    def _choose(self, state: State, parking: Parking, law: Sequence[float]) -> int:
         times = self.table.times(state.batch, state.context, state.overlap)[: self.k_max + 1]
-        self.view = View(law, expected_tokens(law), times)
+        view = View(law, expected_tokens(law), times)
         self.stop = None
-        k = self._own(parking, self.view)
-        self.own = k, self.stop
-        return self._guarded(k, parking, self.view) if self.guard else k
+        own = self._own(parking, view)
+        self.plan = Plan(view, own, self.stop, parking.probing)
+        return self._guarded(own, parking, view) if self.guard else own
 
     def observe(self, served: Served) -> None:
-        view, parking = self.view, self._parking(served.request)
-        step = self.table.step_ms if served.unmade is not None else 0.0
-        known = view.times[served.k] if view and served.k < len(view.times) else None
-        self.table.observe(served.k, served.ms - step, served.batch, served.context, known)
-        if view and known:
-            self._score(view, served)
-        if served.k or served.unmade is not None:
-            unmade = None if served.unmade is None else surety(served.unmade)
-            news = PROBE_NEWS if parking.probing else 1.0
-            self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
-            if served.confidences:
-                self.reading.observe(served.accepted, served.confidences)
-        self._after(parking, served)
+        """The round last chosen has finished."""
+        self.observe_batch([served], self.plan)
+
+    def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
+        """A round of several sequences has finished, chosen as `plan` says."""
+        one, view = batch[0], plan.view
+        step = self.table.step_ms if one.unmade is not None else 0.0
+        known = view.times[one.k] if view and one.k < len(view.times) else None
+        if one.k <= self.table.k_max:
+            self.table.observe(one.k, one.ms - step, one.batch, one.context, known)
+        for served in batch:
+            if view and known:
+                self._score(plan, view, served)
+            if served.k or served.unmade is not None:
+                self._learn(served, PROBE_NEWS if plan.probing else 1.0)
+        parking = self._parking(one.request if len(batch) == 1 else BATCH)
+        drafted = any(served.k or served.unmade is not None for served in batch)
+        self._after(parking, plan.probing, drafted, any(served.accepted for served in batch))
+
+    def _learn(self, served: Served, news: float) -> None:
+        unmade = None if served.unmade is None else surety(served.unmade)
+        self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
+        if served.confidences:
+            self.reading.observe(served.accepted, served.confidences)
 
     # ---- before a round ---------------------------------------------------------------------------------------------
 
     def _own(self, parking: Parking, view: View) -> int:
         """The choice without the guard."""
         gain = view.pace * self._bonus() * view.times[0]
-        parking.parked = gain < (LEAVE if parking.parked else PARK)
+        parking.parked, parking.probing = gain < (LEAVE if parking.parked else PARK), False
         if parking.parked:
             return self._parked(parking, view)
         if gain < NEAR and self.rounds % PLAIN_EVERY == 0:
@@ -166,6 +203,8 @@ class Auto:
         best, tokens, times = view.best, view.tokens, view.times
         parking.longest = max(PROBE_FIRST, min(math.ceil((times[1] / times[0] - 1) / PROBE_SHARE), PROBE_LAST))
         parking.probing = probing = parking.due
+        if probing:
+            parking.since = 0  # known to be under way, even where rounds are told of late
 
         def say() -> str:
             costs = f"{_drafts(best)} would cost {times[best] - times[0]:.1f} ms and win {tokens[best] - 1:.1f} tokens"
@@ -186,16 +225,17 @@ class Auto:
 
     # ---- after a round ----------------------------------------------------------------------------------------------
 
-    def _score(self, view: View, served: Served) -> None:
+    def _score(self, plan: Plan, view: View, served: Served) -> None:
         """What the round says of the guard's arms and of ending drafts early."""
-        own, stop = self.own
+        own, stop = min(plan.k, self.k_max), plan.stop
         steps, heard = own, served.confidences if served.unmade is None else (*served.confidences, served.unmade)
-        if stop:
-            own, steps = stop.length(heard, own) if heard else (served.k, served.k)
+        if stop and self.stop is stop:  # its own draft, and not the guard's
+            own, steps = served.k, len(heard)
+        elif stop:
+            own, steps = stop.length(heard, own)
         own_ms = view.times[own] + (steps - own) * self.table.step_ms
-        if self.guard:
-            self.guard.own = own
-            self.guard.observe(served, own_ms)
+        if self.guard and not plan.probing:
+            self.guard.observe(served, own, own_ms)
         if stop:
             whole, tokens = 1.0, 1.0
             for j in range(min(own, len(heard))):
@@ -208,12 +248,11 @@ class Auto:
         """What ending drafts early multiplies the pace of the best k by."""
         return min(max(self.won / self.promised, 1.0), GAIN_MOST) if self.listens else 1.0
 
-    def _after(self, parking: Parking, served: Served) -> None:
-        parking.since = parking.since + 1 if served.k == 0 and served.unmade is None else 0
-        if parking.probing:
+    def _after(self, parking: Parking, probed: bool, drafted: bool, hit: bool) -> None:
+        parking.since = 0 if drafted else parking.since + 1
+        if probed:
             # A probe that hits is followed up at once; one that misses makes the next wait longer.
-            parking.wait = 1 if served.accepted else min(max(2 * parking.wait, PROBE_FIRST), PROBE_LAST)
-            parking.probing = False
+            parking.wait = 1 if hit else min(max(2 * parking.wait, PROBE_FIRST), PROBE_LAST)
         elif not parking.parked:
             parking.wait = PROBE_FIRST
         self.last = parking
@@ -261,6 +300,16 @@ class Kinds:
             if len(self.known) > KINDS:
                 self.known.popitem(last=False)
         return found
+
+
+def pooled(laws: Sequence[Sequence[float]]) -> list[float]:
+    """Conditional acceptance by position of all sequences together: of those that reach it, how many pass."""
+    alive, law = [1.0] * len(laws), list[float]()
+    for j in range(len(laws[0])):
+        reached = sum(alive)
+        alive = [whole * one[j] for whole, one in zip(alive, laws, strict=True)]
+        law.append(sum(alive) / reached if reached else 0.0)
+    return law
 
 
 def _drafts(k: int) -> str:

@@ -16,7 +16,9 @@ import numpy as np
 from paceline.errors import UsageError
 
 K_MOST = 15
-SMOOTHING = 0.05  # share of a served round in the average of its cell
+# Shares of a served round in the average of what all rounds have become slower by, and in that of its own cell. The
+# first is much the greater: else a slower machine would make every k but the one in use look cheap.
+COMMON, OWN = 0.09, 0.02
 MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected: a stall is no news
 
 
@@ -84,17 +86,16 @@ class CostTable:
         return self.times(batch, context, overlap)[k]
 
     def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
-        """A served round took `ms`: averages it, clamped, into its cell, and by half into what all rounds share.
+        """A served round took `ms`: averages it, clamped, into what all rounds share and into its cell.
 
-        Without the shared half, a slower machine would make every k but the one in use look cheap. expected: what the
-        table says of it, where the caller knows.
+        expected: what the table says of it, where the caller knows.
         """
         if not (math.isfinite(ms) and ms > 0):
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
-        step = math.exp(SMOOTHING / 2 * max(-MOST, min(MOST, off)))
-        self.scale *= step
-        self.grid[_nearest(self.batches, batch)][_nearest(self.contexts, context)][k] *= step
+        off = max(-MOST, min(MOST, off))
+        self.scale *= math.exp(COMMON * off)
+        self.grid[_nearest(self.batches, batch)][_nearest(self.contexts, context)][k] *= math.exp(OWN * off)
 
 
 def _lines(timings: Iterable[Timing]) -> dict[tuple[int, int], dict[int, Timing]]:

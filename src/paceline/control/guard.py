@@ -28,7 +28,7 @@ class Guard:
         self.lead = self.lately = self.spread = 0.0
         self.rounds, self.weight = 0, 1.0
         self.holds = False
-        self.own = self.constant = 0
+        self.constant = 0
         self.pace = 0.0
         self.law: Sequence[float] = (0.0,) * k_max
         self.times: Sequence[float] = (1.0,) * (k_max + 1)
@@ -41,7 +41,6 @@ class Guard:
         self.law, self.times = law, times
         if self.rounds % AFRESH == 0 or not self.pace:
             self._look_up()
-        self.own = self.constant if spared else own
         if spared:
             return own
         error = math.sqrt(self.spread * LONG / 2)
@@ -49,18 +48,18 @@ class Guard:
         self.holds = self.lately > -2 * LEAST and self.lead > 0 if self.holds else leads
         return self.constant if self.holds else own
 
-    def observe(self, served: Served, own_ms: float | None = None) -> None:
+    def observe(self, served: Served, own: int, own_ms: float | None = None) -> None:
         """Scores both arms in milliseconds saved, relative to the round, at the pace of the constant arm.
 
-        own_ms: what the controller's own draft takes where its `times` do not tell, because a guess was dropped.
+        own: the controller's k; own_ms: what its draft takes where `times` do not tell, because a guess was dropped.
         """
         self.weight /= FORGET  # instead of shrinking all counts: the newest weighs most
         for j in range(min(served.accepted + 1, served.k)):
             self.reached[j] += self.weight
             self.kept[j] += self.weight * (j < served.accepted)
-        own = self.times[self.own] if own_ms is None else own_ms
-        won = (self._tokens(self.constant, served) - self._tokens(self.own, served)) / self.pace
-        difference = (won - self.times[self.constant] + own) / self.times[served.k]
+        ms = self.times[own] if own_ms is None else own_ms
+        won = (self._tokens(self.constant, served) - self._tokens(own, served)) / self.pace
+        difference = (won - self.times[self.constant] + ms) / self.times[served.k]
         self.rounds += 1
         self.lead += LONG * (difference - self.lead)
         self.lately += SHORT * (difference - self.lately)
