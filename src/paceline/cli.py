@@ -27,8 +27,8 @@ Drafter = Annotated[str, typer.Option(help='"auto" finds the -assistant checkpoi
 
 
 def _k(text: str) -> int | str:
-    """A draft length from the command line; the engine refuses what it does not serve."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    """A draft length from the command line; the engine refuses numbers that it does not serve."""
+    return text if text == "auto" else int(text)
 
 
 K_HELP = 'Draft length, 0 to 15, or "auto": chosen round by round; 0 decodes plainly.'

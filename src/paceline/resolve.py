@@ -103,9 +103,10 @@ def resolve(options: Options) -> Resolved:
     context = _set_aside("context", options.context, (PAGE, config.max_positions), device, decisions)
     sequences = _set_aside("sequences", options.sequences, (1, MOST_SEQUENCES), device, decisions)
     return Resolved(
-        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, auto=auto, draft_position=options.draft_position,
-        context=context, sequences=sequences, int8_head=_draft_head(options, drafter, device, decisions),
-        generation=generation, min_confidence=_confidence(options, drafter, device, decisions),
+        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, auto=auto, context=context,
+        draft_position=options.draft_position, sequences=sequences,
+        int8_head=_draft_head(options, drafter, device, decisions), generation=generation,
+        min_confidence=_confidence(options, drafter, device, decisions),
         asked_confidence=options.min_confidence or 0.0, decisions=tuple(decisions),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ from paceline.speculate import Round
 from paceline.steering import LONGEST
 from paceline.types import AUTO, DraftLength, SamplingParams
 
+NUMBERS = count(1)  # names of requests
 SPANS = (1024, 4096, 16384, 65536, 262144)
 
 
 @dataclass(eq=False)
 class Request:
-    """One text to generate, drafting at most k tokens a round, or what pays. `rounds` holds what is known of it so far."""
+    """One text to generate, drafting at most k tokens a round, or what pays. `rounds`: what is known of it so far."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -41,6 +43,7 @@ class Request:
     rounds: deque[Round] = field(default_factory=deque)
     emitted: int = 0
     finished: bool = False
+    name: str = field(default_factory=lambda: f"{next(NUMBERS)}")
 
     @property
     def most(self) -> int:
@@ -55,7 +58,7 @@ class Request:
     @property
     def seat(self) -> Seat:
         """What the choice of draft lengths knows of it."""
-        return Seat(f"{id(self)}", len(self.prompt) + self.emitted, self.k == AUTO)
+        return Seat(self.name, len(self.prompt) + self.emitted, self.k == AUTO)
 
 
 class Ticket:
@@ -70,7 +73,7 @@ class Ticket:
         self.timed = False
         self.outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=outcome.is_cuda)
         self.outcome.copy_(outcome, non_blocking=True)
-        self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None
+        self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
         if self.event:
             self.event.record()
         self.made_s = time.perf_counter()
