@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
-from paceline.control.guard import Guard
+from paceline.control.guard import SCORED, Guard
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
@@ -28,7 +28,7 @@ PROBE_NEWS = 3.0  # what a probe says counts for so many rounds: it is all that 
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which one is plain where drafting promises less: to learn its time
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 LOOK_EVERY = 8  # rounds after which a parked request is looked at although nothing was heard of it
-GAIN_ROUNDS, GAIN_MOST = 100.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
+GAIN_ROUNDS, GAIN_MOST = 50.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
 KINDS = 16  # remembered at once
 BATCH = "\0batch"  # the name that batches are parked under
 
@@ -146,7 +146,7 @@ class Auto:
         if one.k <= self.table.k_max:
             self.table.observe(one.k, one.ms - step, one.batch, one.context, known)
         for served in batch:
-            if view and known:
+            if view and known and self.rounds % SCORED == 0:
                 self._score(plan, view, served)
             if served.k or served.unmade is not None:
                 self._learn(served, PROBE_NEWS if plan.probing else 1.0)
@@ -216,7 +216,10 @@ class Auto:
     def _guarded(self, own: int, parking: Parking, view: View) -> int:
         assert self.guard is not None
         # A probe is worth what is learnt, not what it yields: the guard would always be against it.
-        k = self.guard.choose(own, view.law, view.times, spared=parking.probing)
+        if self.rounds % SCORED == 0:
+            k = self.guard.choose(own, view.law, view.times, spared=parking.probing)
+        else:
+            k = self.guard.constant if self.guard.holds and not parking.probing else own
         if self.guard.holds and not parking.probing and (k != own or self.stop):
             lead = self.guard.lead
             self.stop = Stop() if self.listens else None  # hears all of the draft, and ends nothing

@@ -1,6 +1,6 @@
 """The two-armed guard: the controller against the best constant k, on the same rounds.
 
-Both arms are scored after every round, whichever was played: a shorter draft than the one played is known exactly, a
+Both arms are scored on the same rounds, whichever was played: a shorter draft than the one played is known exactly, a
 longer one too once a draft was rejected, and only what lies behind a draft accepted whole is filled in from the
 predicted acceptance. Playing the arms in turns would need thousands of rounds to see one per cent.
 """
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from paceline.control.policy import Served
 from paceline.control.predict import expected_tokens
 
-LONG, SHORT = 1 / 200, 1 / 32  # weights of the newest round in the two averages of the lead
-LEAST = 0.01  # a smaller lead is no reason to change hands
-FORGET = 0.998  # of the counts behind the constant k, a round
-AFRESH = 8  # rounds after which the best constant k is looked up again
+SCORED = 4  # one round in so many is: the others would cost as much time and tell little more
+LONG, SHORT = 1 / 100, 1 / 16  # weights of the newest scored round in the two averages of the lead
+LEAST, ENOUGH = 0.01, 32  # a smaller lead is no reason to change hands, nor is one of fewer rounds
+FORGET = 0.994  # of the counts behind the constant k, a scored round
+AFRESH = 4  # scored rounds after which the best constant k is looked up again
 
 
 class Guard:
@@ -44,7 +45,7 @@ class Guard:
         if spared:
             return own
         error = math.sqrt(self.spread * LONG / 2)
-        leads = self.rounds >= 64 and self.lead > max(LEAST, 2 * error) and self.lately > 0
+        leads = self.rounds >= ENOUGH and self.lead > max(LEAST, 2 * error) and self.lately > 0
         self.holds = self.lately > -2 * LEAST and self.lead > 0 if self.holds else leads
         return self.constant if self.holds else own
 
