@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from paceline.control.auto import Auto
+from paceline.control.auto import PROBE_LAST, Auto
 from paceline.control.cost import CostTable, Timing
 from paceline.control.guard import Guard
 from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State
@@ -230,8 +230,8 @@ def test_probes_become_rare_but_never_cease() -> None:
     ks = np.array(auto("hopeless", "moe").ks)
     gaps = np.diff(np.flatnonzero(ks))
     assert gaps[-20:].min() >= 1
-    assert 20 <= np.median(gaps[-20:]) <= 40
-    assert gaps.max() <= 40
+    assert 25 <= np.median(gaps[-20:]) <= PROBE_LAST + 1
+    assert gaps.max() <= PROBE_LAST + 1
 
 
 def test_the_controller_learns_a_cost_that_the_table_got_wrong() -> None:

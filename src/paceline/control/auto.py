@@ -22,8 +22,8 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.0, 1.015  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE = 0.0135  # of the time while parked
-PROBE_FIRST, PROBE_LAST = 4, 30  # rounds between probes: doubles from the first with each that fails
+PROBE_SHARE = 0.010  # of the time while parked
+PROBE_FIRST, PROBE_LAST = 4, 40  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS = 3.0  # what a probe says counts for so many rounds: it is all that is heard of a parked request
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which one is plain where drafting promises less: to learn its time
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
@@ -35,18 +35,28 @@ BATCH = "\0batch"  # the name that batches are parked under
 
 @dataclass(slots=True)
 class Parking:
-    """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most."""
+    """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most.
+
+    hopeful: the last probe hit, so another follows at once.
+    """
 
     parked: bool = False
     since: int = 0
     wait: int = PROBE_FIRST
     longest: int = PROBE_LAST
     probing: bool = False
+    hopeful: bool = False
 
     @property
     def due(self) -> bool:
         """Whether it is time for a probe."""
         return self.since >= min(self.wait, self.longest)
+
+    def told(self, hit: bool) -> None:
+        """What a probe came to: the next comes later each time that one misses."""
+        self.hopeful = hit
+        if not hit:
+            self.wait = min(max(2 * self.wait, PROBE_FIRST), PROBE_LAST)
 
 
 @dataclass(slots=True)
@@ -114,7 +124,7 @@ class Auto:
         self.rounds += 1
         parking = self._parking(state.request)
         led = self.guard and self.guard.holds and self.guard.constant
-        if parking.parked and not parking.due and self.rounds % LOOK_EVERY and not led:
+        if parking.parked and not parking.due and not parking.hopeful and self.rounds % LOOK_EVERY and not led:
             self.stop, self.plan = None, REST  # nothing was heard since it parked
             return 0
         return self._choose(state, parking, self.acceptance.law(state.request))
@@ -151,8 +161,9 @@ class Auto:
             if served.k or served.unmade is not None:
                 self._learn(served, PROBE_NEWS if plan.probing else 1.0)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
-        drafted = any(served.k or served.unmade is not None for served in batch)
-        self._after(parking, plan.probing, drafted, any(served.accepted for served in batch))
+        drafted = one.k > 0 or one.unmade is not None  # in a batch all draft alike
+        hit = one.accepted > 0 or (len(batch) > 1 and any(served.accepted for served in batch))
+        self._after(parking, plan.probing, drafted, hit)
 
     def _learn(self, served: Served, news: float) -> None:
         unmade = None if served.unmade is None else surety(served.unmade)
@@ -202,7 +213,8 @@ class Auto:
     def _parked(self, parking: Parking, view: View) -> int:
         best, tokens, times = view.best, view.tokens, view.times
         parking.longest = max(PROBE_FIRST, min(math.ceil((times[1] / times[0] - 1) / PROBE_SHARE), PROBE_LAST))
-        parking.probing = probing = parking.due
+        parking.probing = probing = parking.due or parking.hopeful
+        parking.hopeful = False
         if probing:
             parking.since = 0  # known to be under way, even where rounds are told of late
 
@@ -254,8 +266,7 @@ class Auto:
     def _after(self, parking: Parking, probed: bool, drafted: bool, hit: bool) -> None:
         parking.since = 0 if drafted else parking.since + 1
         if probed:
-            # A probe that hits is followed up at once; one that misses makes the next wait longer.
-            parking.wait = 1 if hit else min(max(2 * parking.wait, PROBE_FIRST), PROBE_LAST)
+            parking.told(hit)
         elif not parking.parked:
             parking.wait = PROBE_FIRST
         self.last = parking

@@ -21,8 +21,11 @@ from paceline.control.stop import Stop, surety
 
 Floats = NDArray[np.float64]
 FEATURES = 3  # one, certainty of late, certainty over the request
-WINDOW = 512  # verified drafts of one position that a fit looks back on
-EARLY, REFIT = (8, 16, 32, 64), 128  # rounds after which the laws are fitted: the first ones, and then each so many
+WINDOW = 256  # verified drafts of one position that a fit looks back on
+EARLY, REFIT = (
+    (8, 16, 32, 64, 128),
+    256,
+)  # rounds after which the laws are fitted: the first ones, and then each so many
 NEWTON_STEPS = 3
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
@@ -86,7 +89,12 @@ class Acceptance:
         return [1.0 / (1.0 + exp(-(w0 + w1 * fast + w2 * slow + bias))) for w0, w1, w2 in self.weights]
 
     def observe(
-        self, request: str, accepted: int, certainty: Sequence[float], news: float = 1.0, unmade: float | None = None
+        self,
+        request: str,
+        accepted: int,
+        certainty: Sequence[float],
+        news: float = 1.0,
+        unmade: float | None = None,
     ) -> None:
         """A verified round: `accepted` of len(certainty) drafts; certainty = margin (or logit of confidence) of each.
 
@@ -96,11 +104,12 @@ class Acceptance:
         reached = min(accepted + 1, len(certainty), self.k_max)
         known = self._request(request)
         if reached:
-            law, surprise = self.law(request), 0.0
+            fast, slow, bias, surprise = known.fast, known.slow, known.bias, 0.0
             for j in range(reached):
+                w0, w1, w2 = self.weights[j]
                 kept = j < accepted
-                self.samples[j].add(known.fast, known.slow, known.bias, kept)
-                surprise += kept - law[j]
+                self.samples[j].add(fast, slow, bias, kept)
+                surprise += kept - 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
             known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
             for mark in certainty[:reached]:
                 self._mark(known, mark)
