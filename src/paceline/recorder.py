@@ -47,7 +47,7 @@ class Recorder(MtpDraft):
     def propose(self, k: int) -> list[int]:
         self.margins: list[float] = []
         draft = super().propose(self.depth)
-        margins, confidences = (tuple(round(x, 3) for x in heard) for heard in (self.margins, self.confidences))
+        margins, confidences = tuple(round(m, 1) for m in self.margins), tuple(round(c, 3) for c in self.confidences)
         self.heard.append(Heard(draft, margins, confidences))
         return []
 
