@@ -35,7 +35,7 @@ def test_a_confidence_counts_for_itself_until_it_is_recalibrated() -> None:
     assert Stop().chance(3, 0.7) == pytest.approx(0.7)
     assert Stop(offset=-1.0).chance(0, 0.7) < 0.5
     assert Stop(depth=-0.5).chance(2, 0.7) < Stop(depth=-0.5).chance(1, 0.7)
-    assert math.isfinite(surety(0.0)) and math.isfinite(surety(1.0))
+    assert all(math.isfinite(surety(p)) for p in (0.0, 1.0))
     assert Stop(slope=100.0).chance(0, 1e-9) == 0.0
 
 

@@ -26,7 +26,7 @@ EARLY, REFIT = (
     (8, 16, 32, 64, 128),
     256,
 )  # rounds after which the laws are fitted: the first ones, and then each so many
-NEWTON_STEPS = 3
+NEWTON_STEPS = 6
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
