@@ -210,7 +210,7 @@ def calibrate(
     ctx: typer.Context,
     target: Target = "embedded", drafter: Drafter = "auto", draft_position: Position = "n",
     contexts: Annotated[str, typer.Option(help="Tokens of the texts behind which rounds are timed.")] = "64,512",
-    backend: Backend = "auto",
+    backend: Backend = "auto", device: Device = "auto",
 ) -> None:  # fmt: skip
     """Time rounds of every draft length anew, and keep the table for the controller; seconds for each context.
 

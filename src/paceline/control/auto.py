@@ -162,7 +162,7 @@ class Auto:
                 self._learn(served, PROBE_NEWS if plan.probing else 1.0)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
         drafted = one.k > 0 or one.unmade is not None  # in a batch all draft alike
-        hit = one.accepted > 0 or (len(batch) > 1 and any(served.accepted for served in batch))
+        hit = 2 * sum(served.accepted > 0 for served in batch) >= len(batch)
         self._after(parking, plan.probing, drafted, hit)
 
     def _learn(self, served: Served, news: float) -> None:
