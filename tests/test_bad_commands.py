@@ -44,7 +44,7 @@ def test_commands_refuse_damaged_weights(shell: Shell, pair: Pair, command: str,
 @pytest.mark.parametrize("command", ["generate", "chat", "bench"])
 @pytest.mark.parametrize("k", ["-1", "16"])
 def test_draft_lengths_are_refused_before_loading(shell: Shell, pair: Pair, command: str, k: str) -> None:
-    wanted = f"draft length k must be a whole number from 0 to 15, not {k}"
+    wanted = f"draft length k must be 'auto' or a whole number from 0 to 15, not {k}"
     shell.refuses_in_one_line(wanted, *COMMANDS[command], "--target", pair.target, "--k", k)
 
 

@@ -124,18 +124,36 @@ def explain(
     """Show what would run and why, without loading weights."""
     from rich.table import Table
 
+    from paceline.calibration import cost_decisions
     from paceline.resolve import resolve
 
     table = Table("what", "choice", "why")
-    for decision in resolve(options_of(ctx)).decisions:
+    resolved = resolve(options_of(ctx))
+    for decision in (*resolved.decisions, *cost_decisions(resolved)):
         table.add_row(decision.what, decision.value, decision.why)
     Console().print(table)
+
+
+@app.command("calibrate")
+def calibrate(
+    ctx: typer.Context,
+    target: flags.Target = "embedded", drafter: flags.Drafter = "auto", draft_position: flags.Position = "n",
+    contexts: Annotated[str, typer.Option(help="Tokens of the texts behind which rounds are timed.")] = "64,512",
+    backend: flags.Backend = "auto", device: flags.Device = "auto",
+) -> None:  # fmt: skip
+    """Time rounds of every draft length anew, and keep the table for the controller; seconds for each context.
+
+    The last line of stdout is one JSON object.
+    """
+    from paceline.terminal import calibrate as run
+
+    print(json.dumps(run(options_of(ctx), contexts)))
 
 
 @app.command("simulate")
 def simulate(
     trace: Annotated[str, typer.Argument(help='JSONL trace, or made up: "synthetic:mixed", chat, code, changing, ...')],
-    policies: Annotated[str, typer.Option(help="auto, heuristic, confidence=0.4, k=4; commas between.")] = (
+    policies: Annotated[str, typer.Option(help="auto, auto+stop, heuristic, stop=0.4, k=4; commas between.")] = (
         "auto,heuristic,confidence"
     ),
     cost: Annotated[Path | None, typer.Option(help='JSON with "rows" of batch, k, context, ms: round times.')] = None,

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 Target = Annotated[str, typer.Option(help='Checkpoint folder, hub name, or "embedded" (a miniature that ships).')]
 Drafter = Annotated[str, typer.Option(help='"auto" finds the -assistant checkpoint; "none", "ngram", or a checkpoint.')]
-DraftLength = Annotated[int | None, typer.Option("--k", help="Draft length, 0 to 15; 0 decodes plainly.")]
+
+
+def _k(text: str) -> int | str:
+    """A draft length from the command line; the engine refuses numbers that it does not serve."""
+    return text if text == "auto" else int(text)
+
+
+K_HELP = 'Draft length, 0 to 15, or "auto": chosen round by round; 0 decodes plainly.'
+DraftLength = Annotated[Any, typer.Option("--k", parser=_k, metavar="K", help=K_HELP)]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option(help="Sample among the tokens that hold this share of the probability.")]

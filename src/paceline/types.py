@@ -21,6 +21,10 @@ class ChatMessage(TypedDict):
 Prompt = str | list[int] | list[ChatMessage]
 """A raw string, token ids, or chat messages (rendered with the checkpoint's chat template)."""
 
+AUTO: Literal["auto"] = "auto"
+DraftLength = int | Literal["auto"]
+"""Tokens to draft in a round: a number, or "auto" for what the controller chooses round by round."""
+
 Biases = Mapping[int, float] | tuple[tuple[int, float], ...]
 """Token ids with what is added to their logits; a mapping is kept as pairs by ascending id, which can be hashed."""
 
@@ -192,6 +196,7 @@ class Stats:
 
     `token_times_s[i]` is when token i became available, in seconds since the request started;
     the tokens of one round share a time. The first entry is the time to first token (TTFT).
+    draft_choice: how many tokens the rounds drafted, and why, in words.
     """
 
     rounds: int = 0
@@ -201,6 +206,7 @@ class Stats:
     from_draft: list[bool] = field(default_factory=list)
     prompt_tokens: int = 0
     seconds: float = 0.0
+    draft_choice: str = ""
 
     def count_round(self, drafted: int, accepted: int) -> None:
         """Adds one round that drafted and accepted so many tokens (the bonus token is in neither)."""
