@@ -47,6 +47,8 @@ def calibrate(options: Options, contexts: str) -> dict[str, Any]:
     lengths = [int(text) if text.strip().isdecimal() else 0 for text in contexts.split(",")]
     if not all(lengths):
         raise UsageError(f"--contexts takes whole numbers from 1 up with commas between, not {contexts!r}")
+    if options.drafter is None:
+        raise UsageError("rounds are timed with and without drafts; load a drafter")
     llm = load(options, 0)
     console = Console(stderr=True)
     with console.status(f"timing rounds behind {contexts} tokens"):
