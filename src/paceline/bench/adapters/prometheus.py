@@ -25,13 +25,14 @@ def drafting_counters(page: str, prefix: str) -> Drafting | None:
         totals[name] += value
     if "num_draft_tokens_total" not in totals:
         return None
-    rounds = totals.get("num_drafts_total")
+    drafted, rounds = int(totals["num_draft_tokens_total"]), totals.get("num_drafts_total")
+    accepted = by_position(
+        [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
+    )
+    full = rounds is not None and drafted == rounds * len(accepted)  # no round was cut short, so all drafted alike
     return Drafting(
-        int(totals["num_draft_tokens_total"]), int(totals["num_accepted_tokens_total"]),
-        None if rounds is None else int(rounds),
-        accepted_by_position=by_position(
-            [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
-        ),
+        drafted, int(totals["num_accepted_tokens_total"]), None if rounds is None else int(rounds),
+        (int(rounds or 0),) * len(accepted) if full else (), accepted,
     )  # fmt: skip
 
 
