@@ -111,7 +111,7 @@ def test_llama_cpp_is_told_on_by_its_slots_not_by_its_props() -> None:
 
 
 DOCUMENTED = {
-    "sglang": (True, Drafting(15, 7, 3, (), (3, 2, 1, 1, 0))),
+    "sglang": (True, Drafting(15, 7, 3, (3, 3, 3, 3, 3), (3, 2, 1, 1, 0))),
     "lmstudio": (True, Drafting(15, 7)),
     "trtllm": (True, None),
     "ollama": (None, None),

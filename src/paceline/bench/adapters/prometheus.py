@@ -29,11 +29,15 @@ def drafting_counters(page: str, prefix: str) -> Drafting | None:
     accepted = by_position(
         [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
     )
-    full = rounds is not None and drafted == rounds * len(accepted)  # no round was cut short, so all drafted alike
     return Drafting(
         drafted, int(totals["num_accepted_tokens_total"]), None if rounds is None else int(rounds),
-        (int(rounds or 0),) * len(accepted) if full else (), accepted,
+        drafted_alike(drafted, int(rounds or 0), len(accepted)), accepted,
     )  # fmt: skip
+
+
+def drafted_alike(drafted: int, rounds: int, k: int) -> tuple[int, ...]:
+    """Drafts made at each of k positions where no round was cut short; empty where one was, and nothing tells which."""
+    return (rounds,) * k if drafted == rounds * k else ()
 
 
 def by_position(rows: Iterable[tuple[str, float]]) -> tuple[int, ...]:
