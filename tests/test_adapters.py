@@ -100,6 +100,7 @@ def test_acceptance_of_vllm_comes_from_its_counters_where_answers_do_not_tell() 
     assert spent is not None
     assert 0 < spent.accepted < spent.drafted == 4 * (spent.rounds or 0)
     assert spent.accepted == sum(spent.accepted_by_position)
+    assert spent.drafted_by_position == (spent.rounds,) * 4
 
 
 def test_llama_cpp_is_told_on_by_its_slots_not_by_its_props() -> None:
@@ -110,7 +111,7 @@ def test_llama_cpp_is_told_on_by_its_slots_not_by_its_props() -> None:
 
 
 DOCUMENTED = {
-    "sglang": (True, Drafting(15, 7, 3, (), (3, 2, 1, 1, 0))),
+    "sglang": (True, Drafting(15, 7, 3, (3, 3, 3, 3, 3), (3, 2, 1, 1, 0))),
     "lmstudio": (True, Drafting(15, 7)),
     "trtllm": (True, None),
     "ollama": (None, None),

@@ -61,6 +61,7 @@ def test_few_prompts_give_no_interval_and_the_tail_matches_students_t() -> None:
 def test_a_few_long_texts_count_as_fewer_prompts() -> None:
     assert stats.effective(np.ones(10)) == pytest.approx(10)
     assert stats.effective(np.array([3.0, 0, 0])) == pytest.approx(1)
+    assert stats.effective(np.zeros(7)) == pytest.approx(7)
     rng = np.random.default_rng(0)
     off = np.exp(rng.normal(0, 1.0, (12, 4 * RUNS)))
     on = off * np.exp(rng.normal(-(0.25**2) / 2, 0.25, off.shape)) / 1.5
@@ -88,3 +89,10 @@ def test_resampling_draws_every_cluster_equally_often() -> None:
 
 def test_latency_spread() -> None:
     assert stats.spread([1.0, 2.0, 3.0, 4.0, 11.0]) == {"median": 3.0, "p90": pytest.approx(8.2)}
+
+
+def test_a_share_of_nothing_is_nothing_for_sure() -> None:
+    """No prompt token from a cache, or no draft accepted, in any prompt."""
+    interval = stats.ratio_interval(np.zeros(8), np.arange(1.0, 9.0))
+    assert interval is not None
+    assert interval.tolist() == [0.0, 0.0]

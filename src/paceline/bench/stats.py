@@ -65,8 +65,12 @@ def _resample_counts(clusters: int, draws: int, seed: int) -> Floats:
 
 
 def effective(weights: Floats) -> Floats:
-    """How many equal clusters carry as much: (sum w)^2 / sum w^2 over the first axis (Kish 1965, section 11.7)."""
-    return np.asarray(weights.sum(0) ** 2 / (weights**2).sum(0), dtype=np.float64)
+    """How many equal clusters carry as much: (sum w)^2 / sum w^2 over the first axis (Kish 1965, section 11.7).
+
+    All of them where every weight is 0: no cluster then counts for more than another.
+    """
+    squares = np.asarray((weights**2).sum(0), dtype=np.float64)
+    return np.where(squares > 0, weights.sum(0) ** 2 / np.where(squares > 0, squares, 1.0), float(len(weights)))
 
 
 def _tail(clusters: Floats) -> Floats:

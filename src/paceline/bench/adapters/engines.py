@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from paceline.bench.adapters.dialect import NOTHING, Dialect, Reply, Signs
-from paceline.bench.adapters.prometheus import by_position, drafting_counters, samples
+from paceline.bench.adapters.prometheus import by_position, drafted_alike, drafting_counters, samples
 from paceline.bench.adapters.wire import Framing, Wire
 from paceline.bench.arms import ArmError, Ask, Drafting
 from paceline.errors import UsageError
@@ -38,7 +38,7 @@ class Vllm(Dialect):
         by_length = told.get("acceptance_histogram") or []
         k = told.get("num_spec_tokens") or max(len(by_length) - 1, 0)
         return Drafting(
-            drafted, accepted, rounds, (rounds,) * k if drafted == rounds * k else (),
+            drafted, accepted, rounds, drafted_alike(drafted, rounds, k),
             at_least(by_length),
         )  # fmt: skip
 
@@ -87,9 +87,11 @@ class SGLang(Dialect):
         told = reply.find("sglext", "spec_tokens_details")
         if not told:
             return None
+        drafted, rounds = int(told["spec_num_proposed_drafts"]), int(told["spec_verify_ct"])
+        accepted = at_least(told.get("spec_correct_drafts_histogram") or [])
         return Drafting(
-            int(told["spec_num_proposed_drafts"]), int(told["spec_num_correct_drafts"]), int(told["spec_verify_ct"]),
-            accepted_by_position=at_least(told.get("spec_correct_drafts_histogram") or []),
+            drafted, int(told["spec_num_correct_drafts"]), rounds, drafted_alike(drafted, rounds, len(accepted)),
+            accepted,
         )  # fmt: skip
 
     async def signs(self, wire: Wire, probe: Reply) -> Signs:

@@ -25,14 +25,19 @@ def drafting_counters(page: str, prefix: str) -> Drafting | None:
         totals[name] += value
     if "num_draft_tokens_total" not in totals:
         return None
-    rounds = totals.get("num_drafts_total")
+    drafted, rounds = int(totals["num_draft_tokens_total"]), totals.get("num_drafts_total")
+    accepted = by_position(
+        [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
+    )
     return Drafting(
-        int(totals["num_draft_tokens_total"]), int(totals["num_accepted_tokens_total"]),
-        None if rounds is None else int(rounds),
-        accepted_by_position=by_position(
-            [(labels, value) for name, labels, value in own if name == "num_accepted_tokens_per_pos_total"]
-        ),
+        drafted, int(totals["num_accepted_tokens_total"]), None if rounds is None else int(rounds),
+        drafted_alike(drafted, int(rounds or 0), len(accepted)), accepted,
     )  # fmt: skip
+
+
+def drafted_alike(drafted: int, rounds: int, k: int) -> tuple[int, ...]:
+    """Drafts made at each of k positions where no round was cut short; empty where one was, and nothing tells which."""
+    return (rounds,) * k if drafted == rounds * k else ()
 
 
 def by_position(rows: Iterable[tuple[str, float]]) -> tuple[int, ...]:
