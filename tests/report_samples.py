@@ -63,8 +63,9 @@ def _row(world: World, rng: random.Random, cell: Any, place: Any) -> Measurement
     gain *= own.gauss(1.0, 0.1) if k else 1.0
     tpot_s = world.pace_s / gain * (1 + world.drift * order / 1000) * max(0.1, rng.gauss(1.0, world.noise))
     ttft_s = world.ttft_s * own.uniform(0.5, 2.5) * max(0.1, rng.gauss(1.0, world.noise))
-    rounds = tokens // 2 if k else 0
-    accepted = [int(rounds * 0.82 * 0.8**i) for i in range(k)]
+    kept = [0.82 * 0.8**i for i in range(k)]
+    rounds = round((tokens - 1) / (1 + sum(kept))) if k else 0
+    accepted = [int(rounds * share) for share in kept]
     told = world.told and k > 0
     return Measurement(
         order=order, prompt_id=prompt, category=category, arm=arm, temperature=temperature, repeat=repeat, seed=order,

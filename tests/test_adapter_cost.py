@@ -40,6 +40,7 @@ def event(tokens: int) -> dict[str, object]:
 def test_an_event_costs_far_less_than_a_millisecond() -> None:
     async def run() -> list[Answer]:
         arm = HttpArm("http://127.0.0.1:1", Wish("m"), named("vllm"))
+        arm.model = "m"
         answers = httpx2.MockTransport(lambda request: httpx2.Response(200, stream=Events()))
         arm.wire._client = httpx2.AsyncClient(transport=answers, base_url=arm.wire.url)
         try:

@@ -12,7 +12,7 @@ from replay import RECORDED, STALL, Spoil, recording, replaying
 
 from paceline.bench.adapters.dialect import Wish
 from paceline.bench.adapters.engines import DIALECTS, detect, named, trt_counters
-from paceline.bench.adapters.http import HttpArm
+from paceline.bench.adapters.http import HttpArm, choose_model
 from paceline.bench.adapters.prometheus import drafting_counters
 from paceline.bench.adapters.wire import Wire, identity_of, root_of
 from paceline.bench.arms import Answer, ArmError, Ask, Drafting, Facts
@@ -211,6 +211,7 @@ def test_a_stream_that_goes_wrong_ends_in_a_clear_error(name: str) -> None:
     arm_params = Ask(CHAT, SamplingParams(max_tokens=24))
 
     async def ask(arm: HttpArm) -> None:
+        arm.model = "m"
         await arm.answer(arm_params)
 
     with replaying(recording("mlx", "on"), spoil) as server:
@@ -255,6 +256,12 @@ def test_of_several_models_one_must_be_chosen() -> None:
         with pytest.raises(ArmError, match="serves 2 models; choose one with --model: a, b"):
             on_arm(HttpArm(server.url, Wish()), look_and_ask)
         assert on_arm(HttpArm(server.url, Wish("b")), look_and_ask)[0].model == "b"
+
+
+def test_ollamas_own_tag_may_be_left_out() -> None:
+    assert choose_model(["gemma4:latest", "x"], "gemma4", "u") == "gemma4:latest"
+    with pytest.raises(ArmError, match="does not serve 'gemma4'; it has: gemma4:e4b"):
+        choose_model(["gemma4:e4b"], "gemma4", "u")
 
 
 def test_another_draft_length_than_the_one_named_is_refused() -> None:
@@ -328,7 +335,6 @@ def test_raw_text_where_only_chats_are_served_is_refused() -> None:
 
 
 async def next_after(arm: HttpArm) -> Any:
-    await arm.check()
     return await arm.next_tokens(GREEDY, "Plants are", 2)
 
 
@@ -341,6 +347,7 @@ def test_next_tokens_come_from_a_raw_completion(engine: str) -> None:
     assert len(found) == 2
     assert (body["max_tokens"], body["temperature"], body["logprobs"]) == (1, 0.0, 2)
     assert body["prompt"]
+    assert body["model"].startswith("/models/target")  # looked up, though nobody looked at the arm before
 
 
 def test_an_engine_that_cannot_be_asked_for_next_tokens_says_nothing() -> None:

@@ -164,7 +164,7 @@ def test_what_else_differs_is_warned_of() -> None:
     other.record["complete"] = False
     text = " ".join(compare_runs([side("a", A), other]).warnings)
     for says in ("different machines", "gpu differ", "limits of tokens: 64 and 128", "seeds: 9 and 0",
-                 "orders of the arms", "run of b stopped early"):  # fmt: skip
+                 "orders of the arms: True and False", "b: The run stopped early"):  # fmt: skip
         assert says in text
     assert compare_runs([side("a", A), side("b", A)]).warnings == []
 
@@ -174,6 +174,14 @@ def test_unknown_acceptance_is_no_number() -> None:
     assert cell.values["acceptance_length"].first is None
     assert cell.values["acceptance_length"].ratio is None
     assert cell.values["acceptance_length"].other == pytest.approx(2.97, abs=0.1)
+
+
+def test_drafts_accepted_beyond_the_end_of_a_text_do_not_count() -> None:
+    rows = [row for row in rows_of(A) if row.arm == "on"]
+    beyond = [replace(row, accepted=[row.rounds] * 3) for row in rows]
+    most = sum(row.tokens - 1 for row in rows) / sum(row.rounds for row in rows)
+    assert sums_of(beyond).value("acceptance_length") == pytest.approx(most)
+    assert sums_of(rows).value("acceptance_length") == pytest.approx(most, abs=0.2)
 
 
 def test_every_run_has_its_place_on_page_and_in_markdown() -> None:

@@ -81,7 +81,7 @@ def test_all_draft_lengths_and_both_halves_of_an_alternating_run_are_compared() 
 
 
 def test_rows_are_asked_again_as_they_were_asked() -> None:
-    prompts, options = make_prompts(3), BenchOptions(max_tokens=9, temperatures=(0.5,), top_k=7)
+    prompts, options = make_prompts(3), BenchOptions(max_tokens=20, temperatures=(0.5,), top_k=7)
     rows = run_fake(FakeEngine(), prompts, options)
     engine_asked = {(ask.prompt, ask.params) for ask in map(asks_of(prompts, options), rows)}
     fake = FakeEngine()

@@ -99,6 +99,14 @@ def test_unwritable_output_is_told_before_measuring(tmp_path: Path, where: str) 
     assert engine.calls == []
 
 
+def test_unwritable_markdown_is_told_before_measuring(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    output = Output(tmp_path / "r.json", markdown=tmp_path / "missing" / "r.md")
+    with pytest.raises(UsageError, match=r"cannot write .*r\.md"):
+        run_bench(engine.contest(), make_prompts(2), OPTIONS, output)
+    assert engine.calls == []
+
+
 def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.json"
     path.write_text("old")

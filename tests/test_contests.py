@@ -17,8 +17,7 @@ from paceline.errors import UsageError
 from paceline.hub import EMBEDDED_PAIR
 
 PROMPTS = "".join(
-    json.dumps({"id": f"p{i}", "category": "tea", "messages": [{"role": "user", "content": "How do I make tea?"}]})
-    + "\n"
+    json.dumps({"id": f"p{i}", "category": "tea", "messages": [{"role": "user", "content": f"Tea {i}?"}]}) + "\n"
     for i in range(2)
 )
 FAKE = Path(__file__).with_name("fake_engine.py")

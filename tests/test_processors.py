@@ -71,7 +71,7 @@ def our_laws(ops: Any, params: SamplingParams, text: Sequence[int], draft: Seque
     sampler = Sampler(ops, params, end_ids=frozenset(EOS))
     sampler.begin(PROMPT, VOCAB)
     sampler.extend(text, ops.array(x))
-    laws, processed = [], ops.array(x) if sampler.context is None else sampler._process(ops.array(x), draft)
+    laws, processed = [], sampler._rows(ops.array(x), draft)
     for r in range(len(x)):
         names, scores = sampler._candidates(ops.rows(processed, r, r + 1), None)
         law = torch.zeros(VOCAB, dtype=torch.float64)

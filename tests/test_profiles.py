@@ -55,6 +55,10 @@ def test_sglang_counts_the_bonus_token_among_its_draft_tokens() -> None:
     assert words[words.index("--speculative-num-draft-tokens") + 1] == "4"
 
 
+def test_the_model_is_named_where_a_server_has_several() -> None:
+    assert {engine for engine in SHIPPED if order(engine, 0).profile.model} == {"ollama", "litert"}
+
+
 def test_an_own_file_changes_single_keys_and_adds_engines(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[vllm]\ncommand = ["my-vllm", "{target}", "{port}"]\n'

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from paceline.bench.adapters.wire import KEY_VARIABLE, Wire, message_of, payload, quote
+from paceline.bench.adapters.wire import KEY_VARIABLE, Wire, is_loopback, message_of, payload, quote
 from paceline.bench.arms import ArmError
 
 PAGE = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{"n": 1}'
@@ -78,6 +78,16 @@ def test_a_key_goes_along_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
     with moody(9) as server:
         ask(server, 1)
     assert "authorization: bearer secret" in server.heads[0].lower()
+
+
+def test_no_proxy_comes_between_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with moody(9) as server:
+        assert ask(server, 1) == [{"n": 1}]
+    assert [is_loopback(f"http://{host}:1") for host in ("localhost", "127.0.0.2", "[::1]", "10.0.0.1", "gpu")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
 
 
 def test_lines_of_streams() -> None:

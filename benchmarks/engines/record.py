@@ -22,7 +22,7 @@ PAGES = (
 KEEP_HEADERS = ("content-type", "server", "transfer-encoding")
 QUESTION = [{"role": "user", "content": "How do I make a cup of tea?"}]
 CODE = "def add(a, b):\n"
-LONGEST_PAGE = 6_000
+LONGEST_PAGE = 20_000
 LONGEST_HTML = 300
 
 

@@ -15,7 +15,7 @@ from paceline.bench.cli import bench
 from paceline.bench.prompts.cli import app as prompts_app
 from paceline.bench.report_cli import compare, report
 from paceline.errors import PacelineError, PromptError
-from paceline.flags import options_of, params_of
+from paceline.flags import advised, options_of, params_of
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage
 
@@ -38,7 +38,9 @@ def generate(
     seed: flags.Seed = 0,
     repetition_penalty: flags.Repetition = 1.0, presence_penalty: flags.Presence = 0.0,
     frequency_penalty: flags.Frequency = 0.0,
-    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None,
+    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None, sampling: flags.Sampling = "flags",
+    accept: flags.Accept = "coupled",
+    json_schema: flags.Schema = None, regex: flags.Regex = None, grammar: flags.Grammar = None,
     raw: flags.Raw = False,
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
@@ -54,7 +56,7 @@ def generate(
         raise PromptError("the prompt is empty; give some text")
     llm = load(options_of(ctx), k)
     turn: ChatMessage = {"role": "user", "content": text}
-    answer(llm, text if raw else [turn], params, k, show_drafts)
+    answer(llm, text if raw else [turn], advised(ctx, params, llm.sampling), k, show_drafts)
 
 
 @app.command("chat")
@@ -66,7 +68,9 @@ def chat(
     seed: flags.Seed = 0,
     repetition_penalty: flags.Repetition = 1.0, presence_penalty: flags.Presence = 0.0,
     frequency_penalty: flags.Frequency = 0.0,
-    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None,
+    min_tokens: flags.MinTokens = 0, stop: flags.Stop = None, sampling: flags.Sampling = "flags",
+    accept: flags.Accept = "coupled",
+    json_schema: flags.Schema = None, regex: flags.Regex = None, grammar: flags.Grammar = None,
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
@@ -76,7 +80,8 @@ def chat(
     from paceline.terminal import converse, load
 
     params = params_of(ctx)
-    converse(load(options_of(ctx), k), params, k, show_drafts)
+    llm = load(options_of(ctx), k)
+    converse(llm, advised(ctx, params, llm.sampling), k, show_drafts)
 
 
 @app.command("advise")
@@ -119,18 +124,36 @@ def explain(
     """Show what would run and why, without loading weights."""
     from rich.table import Table
 
+    from paceline.calibration import cost_decisions
     from paceline.resolve import resolve
 
     table = Table("what", "choice", "why")
-    for decision in resolve(options_of(ctx)).decisions:
+    resolved = resolve(options_of(ctx))
+    for decision in (*resolved.decisions, *cost_decisions(resolved)):
         table.add_row(decision.what, decision.value, decision.why)
     Console().print(table)
+
+
+@app.command("calibrate")
+def calibrate(
+    ctx: typer.Context,
+    target: flags.Target = "embedded", drafter: flags.Drafter = "auto", draft_position: flags.Position = "n",
+    contexts: Annotated[str, typer.Option(help="Tokens of the texts behind which rounds are timed.")] = "64,512",
+    backend: flags.Backend = "auto", device: flags.Device = "auto",
+) -> None:  # fmt: skip
+    """Time rounds of every draft length anew, and keep the table for the controller; seconds for each context.
+
+    The last line of stdout is one JSON object.
+    """
+    from paceline.terminal import calibrate as run
+
+    print(json.dumps(run(options_of(ctx), contexts)))
 
 
 @app.command("simulate")
 def simulate(
     trace: Annotated[str, typer.Argument(help='JSONL trace, or made up: "synthetic:mixed", chat, code, changing, ...')],
-    policies: Annotated[str, typer.Option(help="auto, heuristic, confidence=0.4, k=4; commas between.")] = (
+    policies: Annotated[str, typer.Option(help="auto, auto+stop, heuristic, stop=0.4, k=4; commas between.")] = (
         "auto,heuristic,confidence"
     ),
     cost: Annotated[Path | None, typer.Option(help='JSON with "rows" of batch, k, context, ms: round times.')] = None,

@@ -27,6 +27,7 @@ WITHOUT_EFFECT = frozenset({
     "vision_soft_tokens_per_image",
 })  # fmt: skip
 TARGET_TYPES = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 
@@ -107,12 +108,16 @@ class DrafterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """What generation_config.json advises; None where it says nothing."""
+    """What generation_config.json advises; None where it says nothing.
+
+    sampling: names and values of SamplingParams, unchecked; none where it advises greedy decoding.
+    """
 
     eos_ids: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
     draft_tokens: int | None = None
     draft_confidence: float | None = None
+    sampling: tuple[tuple[str, float], ...] = ()
 
 
 class _Keys:
@@ -244,11 +249,13 @@ def read_generation(folder: Path) -> GenerationDefaults:
     if not path.exists():
         return GenerationDefaults()
     keys = _Keys(read_json(path), str(path))
+    advised = [(name, keys.get(name)) for name in SAMPLING] if keys.get("do_sample") is True else []
     return GenerationDefaults(
         eos_ids=keys.ids("eos_token_id"),
         suppress=keys.ids("suppress_tokens"),
         draft_tokens=None if keys.get("num_assistant_tokens") is None else keys.size("num_assistant_tokens"),
         draft_confidence=keys.get("assistant_confidence_threshold"),
+        sampling=tuple((name, value) for name, value in advised if value is not None),
     )
 
 

@@ -17,6 +17,7 @@ from paceline.bench.ratios import ACCEPTANCE, QUANTITIES, Interval, Ratio, as_li
 from paceline.bench.record import rows_from_data
 from paceline.bench.stats import compare, pair_up, seconds_by_prompt
 from paceline.bench.stored import read_record
+from paceline.bench.verdict import notes
 from paceline.bench.wording import listing, plain
 from paceline.errors import UsageError
 
@@ -116,8 +117,8 @@ def compare_runs(sides: Sequence[Side]) -> Comparison:
     first, others = sides[0], sides[1:]
     cells = [cell for other in others for cell in _cells(first, other)]
     warnings = [warning for other in others for warning in warnings_of(first, other)]
-    stopped = [side.label for side in sides if not side.record["complete"]]
-    return Comparison(list(sides), [*(f"The run of {label} stopped early." for label in stopped), *warnings], cells)
+    own = [f"{side.label}: {note.text}" for side in sides for note in notes(side.record) if note.grave]
+    return Comparison(list(sides), [*own, *warnings], cells)
 
 
 def _cells(first: Side, other: Side) -> Iterator[Cell]:
@@ -201,8 +202,9 @@ def warnings_of(first: Side, other: Side) -> list[str]:
     options = [side.record["plan"]["options"] for side in (first, other)]
     for key, word in (("max_tokens", "limits of tokens"), ("top_k", "top_k"), ("top_p", "top_p"), ("seed", "seeds"),
                       ("alternate", "orders of the arms")):  # fmt: skip
-        if options[0].get(key) != options[1].get(key):
-            found.append(f"{who} have different {word}: {options[1].get(key)} and {options[0].get(key)}.")
+        values = [own.get(key, False if key == "alternate" else None) for own in reversed(options)]
+        if values[0] != values[1]:
+            found.append(f"{who} have different {word}: {values[0]} and {values[1]}.")
     return [*found, *_left_out(first, other), *_lengths(first, other)]
 
 

@@ -34,6 +34,7 @@ class Profile:
     wait_s: float = 900.0
     options_on: str = ""
     options_off: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

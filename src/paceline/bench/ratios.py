@@ -64,7 +64,8 @@ def sums_of(rows: Iterable[Measurement]) -> Sums:
 
 def _summands(row: Measurement) -> Floats:
     accepted = sum(row.accepted) or row.accepted_tokens or 0
-    out = row.rounds + accepted if row.rounds else 0
+    # Drafts accepted beyond the end of a text, which some engines count, are not in it.
+    out = min(row.rounds + accepted, row.tokens - 1) if row.rounds else 0
     later = row.tpot_s > 0
     return np.array([1, row.tokens, row.seconds, row.ttft_s, row.tpot_s, later, out, row.rounds], dtype=np.float64)
 

@@ -74,7 +74,7 @@ class Server:
 
     async def _wait(self) -> None:
         end = time.monotonic() + self.order.profile.wait_s
-        async with httpx2.AsyncClient(base_url=self.url, timeout=5.0) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
             while True:
                 healthy = await _answers(client, self.order.profile.health)
                 if self._code() is not None:
@@ -174,8 +174,8 @@ class ServedArm:
         """Starts the server. Raises ArmError with its own last words when it does not come up."""
         self._server = Server(self.order)
         await self._server.start()
-        k = self.order.k
-        self._arm = HttpArm(self._server.url, Wish(self.model, k or None, k > 0), self.order.dialect, self.stall_s)
+        k, model = self.order.k, self.model or self.order.fill(self.order.profile.model, self._server.port)
+        self._arm = HttpArm(self._server.url, Wish(model or None, k or None, k > 0), self.order.dialect, self.stall_s)
         await self._arm.open()
 
     async def close(self) -> None:

@@ -10,14 +10,17 @@ import torch
 from paceline.available import check_device
 from paceline.cache import MAX_TENTATIVE
 from paceline.config import read_drafter, read_target
+from paceline.control.auto import Auto
 from paceline.device.build import device_model
 from paceline.device.drafters import MtpDraft
 from paceline.device.engine import DeviceEngine
 from paceline.device.memory import Need, choose_room, within_memory
+from paceline.device.pilot import Pilot, prior_table
 from paceline.device.serve import DeviceServer
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
 from paceline.resolve import Resolved
+from paceline.steering import LONGEST
 from paceline.weights import Header, drafter_headers, load_drafter, load_target, target_headers
 
 SMALLER = "ask for a shorter context or fewer sequences"
@@ -41,7 +44,8 @@ def _load(resolved: Resolved) -> DeviceServer:
     end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
     ending = Ending(torch.tensor(sorted(end_ids), dtype=torch.int64, device=ops.device))
     model = device_model(target, draft, room, ending, resolved.generation.suppress)
-    return DeviceServer(DeviceEngine(model), end_ids)
+    pilot = Pilot(Auto(prior_table(target.config, small.config), LONGEST)) if draft else None
+    return DeviceServer(DeviceEngine(model, pilot=pilot), end_ids)
 
 
 def _need(resolved: Resolved) -> Need:

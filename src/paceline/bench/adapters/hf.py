@@ -99,17 +99,22 @@ def check_version(version: str) -> None:
 
 
 def load(target: str, drafter: str) -> Loaded:
-    """Loads both checkpoints in the target's own dtype. Raises UsageError for a version that is known to be broken."""
+    """Loads both checkpoints in their own dtype, on the GPU where there is one.
+
+    Raises UsageError for a version that is known to be broken, ArmError for a checkpoint that cannot be read.
+    """
     try:
         check_version(metadata.version("transformers"))
     except metadata.PackageNotFoundError:
         raise UsageError("--engine transformers needs it installed: pip install transformers==5.22.2") from None
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     models = []
     for folder in (target, drafter):
         try:
-            models.append(AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=None).eval())
+            models.append(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval())
         except (OSError, ValueError) as error:
             raise ArmError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:200]}") from None
     tally = Tally()
@@ -135,7 +140,7 @@ class TransformersArm:
             engine="transformers", version=metadata.version("transformers"), model=self.loaded.name, drafts=self.k > 0,
             why=f"generate is called {'with' if self.k else 'without'} an assistant_model", k=self.k,
             method="assistant" if self.k else None, acceptance="counted around its candidate generator",
-            details={"labels": [BIASED] if self.k else []},
+            details={"labels": [BIASED] if self.k else [], "device": str(self.loaded.target.device)},
         )  # fmt: skip
 
     async def answer(self, ask: Ask) -> Answer:

@@ -20,7 +20,7 @@ class HttpArm:
 
     def __init__(self, url: str, wish: Wish, dialect: Dialect | None = None, stall_s: float = STALL_S) -> None:
         self.wire, self.wish, self._dialect = Wire(url, stall_s), wish, dialect
-        self.model = wish.model or ""
+        self.model = ""
         self.answers_tell = False
 
     @property
@@ -42,7 +42,7 @@ class HttpArm:
     async def check(self) -> Facts:
         """Looks at the model list and at a short answer. Raises ArmError."""
         dialect, wire = self.dialect, self.wire
-        self.model = choose_model(await dialect.models(wire), self.wish.model, wire.url)
+        await self._choose_model()
         probe = await self._probe()
         signs = await dialect.signs(wire, probe)
         self.answers_tell = dialect.drafting(probe) is not None
@@ -53,6 +53,12 @@ class HttpArm:
             why=signs.why, k=self.wish.k if signs.k is None and self.wish.drafts else signs.k, method=signs.method,
             acceptance=signs.acceptance, identity=self.identity, details=dict(signs.details),
         )  # fmt: skip
+
+    async def _choose_model(self) -> str:
+        """The model to ask for, looked up once."""
+        if not self.model:
+            self.model = choose_model(await self.dialect.models(self.wire), self.wish.model, self.wire.url)
+        return self.model
 
     async def _probe(self) -> Reply:
         """A short answer to look at; raw text for models without a chat template."""
@@ -96,7 +102,7 @@ class HttpArm:
 
     async def _stream(self, ask: Ask) -> Reply:
         dialect, reply = self.dialect, Reply()
-        path, body = dialect.path(ask.prompt), dialect.body(ask, self.model, self._k)
+        path, body = dialect.path(ask.prompt), dialect.body(ask, await self._choose_model(), self._k)
         async for at_s, event in self.wire.events(path, body, dialect.framing):
             self._read(reply, event, at_s)
             if len(reply.texts) > 2 * ask.params.max_tokens + SLACK_EVENTS:
@@ -118,15 +124,16 @@ class HttpArm:
 
     async def next_tokens(self, ask: Ask, so_far: str, n: int) -> list[Candidate] | None:
         """The likeliest tokens after prompt and text, by a raw completion; None where the engine cannot be asked."""
-        return await self.dialect.next_tokens(self.wire, ask, so_far, (self.model, n))
+        return await self.dialect.next_tokens(self.wire, ask, so_far, (await self._choose_model(), n))
 
 
 def choose_model(served: list[str], wanted: str | None, url: str) -> str:
     """The model to ask for. Raises ArmError for one that the server does not have, or several to choose from."""
     if wanted is None and len(served) == 1:
         return served[0]
-    if wanted in served:
-        return str(wanted)
+    for name in (wanted, f"{wanted}:latest"):  # Ollama's models have a tag
+        if name in served:
+            return str(name)
     names = ", ".join(served[:8]) or "none"
     if wanted is None:
         raise ArmError(f"{url} serves {len(served)} models; choose one with --model: {names}")

@@ -36,7 +36,7 @@ class Wire:
         self._client = httpx2.AsyncClient(
             base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(self.stall_s, connect=CONNECT_S, pool=None),
-            limits=httpx2.Limits(max_connections=None),
+            limits=httpx2.Limits(max_connections=None), trust_env=not is_loopback(self.url),
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -161,6 +161,12 @@ def identity_of(url: str) -> str:
     with suppress(OSError):
         host = str(min(info[4][0] for info in socket.getaddrinfo(host, port, socket.AF_INET)))
     return f"{host}:{port}{parts.path}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine, where no proxy of the environment may come between."""
+    host = str(urlsplit(url).hostname)
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def payload(line: str, framing: Framing) -> str | None:
