@@ -103,9 +103,9 @@ def test_the_files_hold_it(tmp_path: Path) -> None:
     assert record["summary"] == summary
     assert len(record["measurements"]) == 6 * 2 * 10
     text = html.read_text()
-    assert text.count("<svg") == 2
-    assert "tokens a round" in text
-    assert page(record) == text
+    assert text.count("<svg") == 1
+    assert "load average before and after" in text
+    assert page(record).split("<svg")[0] == text.split("<svg")[0]
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:

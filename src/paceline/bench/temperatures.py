@@ -7,6 +7,8 @@ all modes, so temperature 0 is measured once and counts for each.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import math
 import random
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -22,17 +24,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from paceline.bench import record as files
-from paceline.bench.harness import Engine, check_prompts, derive_seed
-from paceline.bench.plots import FAINT, INK, OFF_COLOR, ON_COLOR, draw, require_matplotlib
+from paceline.bench.plots import require_matplotlib
 from paceline.bench.prompts import BenchPrompt
 from paceline.bench.stats import Floats, ratio_interval
 from paceline.errors import UsageError
-from paceline.types import ACCEPT_MODES, AcceptMode, SamplingParams
+from paceline.types import ACCEPT_MODES, AcceptMode, Completion, Prompt, SamplingParams
 
 SCHEMA = "paceline-temperatures/1"
 PLAIN = "plain"
-COLORS = {"coupled": ON_COLOR, "rejection": OFF_COLOR, "block": "#3b5b92"}
+COLORS = {"coupled": "#0b7a5b", "rejection": "#8a6d3b", "block": "#3b5b92"}
 DRAWS = 10_000
+
+
+class Engine(Protocol):
+    """What is measured: paceline.llm.LLM, or a fake. `k` is the draft length, 0 for no drafting."""
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams, /, *, k: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ def settings_from_flags(flags: dict[str, Any], k: int) -> Settings:
     modes: Any = tuple(flags["accept"] or ACCEPT_MODES)
     return Settings(
         temperatures=tuple(_number(word) for word in flags["temperatures"].split(",")), accept=modes,
-        k=k if flags["k"] is None else flags["k"], repeats=flags["repeats"], max_tokens=flags["max_tokens"],
+        k=k if flags["k"] is None else int(flags["k"]), repeats=flags["repeats"], max_tokens=flags["max_tokens"],
         top_k=flags["top_k"], top_p=flags["top_p"], seed=flags["seed"],
     )  # fmt: skip
 
@@ -119,7 +126,8 @@ def bench_temperatures(
     An interrupted run keeps what it has in `out`, marked incomplete. Raises UsageError before measuring for files that
     cannot be written and for a missing matplotlib.
     """
-    check_prompts(prompts)
+    if not prompts:
+        raise UsageError("there are no prompts to measure on; give at least one")
     for path in (out, html):
         if path is not None:
             files.check_writable(path)
@@ -188,7 +196,7 @@ def _take(
     llm: Engine, prompt: BenchPrompt, settings: Settings, cell: tuple[float, str, int], clock: Callable[[], float]
 ) -> Row:
     temperature, arm, repeat = cell
-    seed = derive_seed(settings.seed, prompt.id, repeat)
+    seed = seed_of(settings.seed, prompt.id, repeat)
     mode: Any = settings.accept[0] if arm == PLAIN else arm
     params, begin = settings.params(temperature, mode, seed), clock()
     [done] = llm.generate([prompt.prompt], params, k=0 if arm == PLAIN else settings.k)
@@ -197,6 +205,11 @@ def _take(
         prompt.id, prompt.category, temperature, arm, repeat, seed, len(done.token_ids), seconds, stats.rounds,
         sum(stats.drafted), sum(stats.accepted),
     )  # fmt: skip
+
+
+def seed_of(seed: int, prompt_id: str, repeat: int) -> int:
+    """The sampling seed (64 bits) of a prompt and repeat: the same in all arms, different elsewhere."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{repeat}\n{prompt_id}".encode()).digest()[:8], "little")
 
 
 # ---- what it says ---------------------------------------------------------------------------------------------------
@@ -293,39 +306,44 @@ def _shown(value: float | None, interval: list[float] | None) -> str:
     return f"{value:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
 
 
-def plot(summary: dict[str, Any], key: str, label: str) -> str:
-    """A line for each mode against temperature, its intervals as bars: an <svg> element."""
-    points = summary["by_temperature"]
-    modes = list(next(iter(points.values()))["modes"])
+def plot(summary: dict[str, Any]) -> str:
+    """Tokens a round and speed-up against temperature, a line for each mode, intervals as bars: an <svg> element."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    def paint(axes: Any) -> None:
-        axes.axhline(1.0, color=INK, linewidth=1.2)
-        for i, mode in enumerate(modes):
-            blocks = [(float(t) + 0.012 * (i - 1), part["modes"][mode]) for t, part in points.items()]
-            known = [(x, block[key], block[f"{key}_ci95"] or [block[key]] * 2) for x, block in blocks if block[key]]
-            axes.plot([x for x, _, _ in known], [y for _, y, _ in known], "o-", color=COLORS[mode], label=mode)
-            for x, _, (low, high) in known:
-                axes.plot([x, x], [low, high], color=COLORS[mode], linewidth=1.5)
-        axes.set_xlabel("temperature")
-        axes.set_ylabel(label)
-        axes.grid(True, color=FAINT)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, fontsize=9)
+    figure, buffer = Figure(figsize=(8.4, 3.2), layout="constrained"), io.StringIO()
+    FigureCanvasAgg(figure)
+    labels = {"acceptance_length": "tokens a round", "speedup": "times as fast as plain decoding"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        _paint(axes, summary["by_temperature"], key)
+        axes.axhline(1.0, color="black", linewidth=1.0)
+        axes.set(xlabel="temperature", ylabel=label)
+        axes.grid(alpha=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
 
-    return draw(f"{key.replace('_', '-')}-by-temperature", 2.8, paint)
+
+def _paint(axes: Any, points: dict[str, Any], key: str) -> None:
+    for i, mode in enumerate(next(iter(points.values()))["modes"]):
+        blocks = [(float(t) + 0.012 * (i - 1), part["modes"][mode]) for t, part in points.items()]
+        known = [(x, block[key], block[f"{key}_ci95"] or [block[key]] * 2) for x, block in blocks if block[key]]
+        axes.plot([x for x, _, _ in known], [y for _, y, _ in known], "o-", color=COLORS[mode], label=mode)
+        for x, _, (low, high) in known:
+            axes.plot([x, x], [low, high], color=COLORS[mode], linewidth=1.5)
 
 
 def page(record: dict[str, Any]) -> str:
-    """A page of its own with both pictures, and where the figures come from."""
-    machine = record["provenance"]["machine"]
-    labels = ", ".join([*record["labels"], str(machine["cpu"]), f"load {record['provenance']['load_after']}"])
-    pictures = (
-        plot(record["summary"], "acceptance_length", "tokens a round"),
-        plot(record["summary"], "speedup", "times as fast as plain"),
-    )
-    body = "".join(f"<figure>{picture}</figure>" for picture in pictures)
-    style = "body{font-family:sans-serif;max-width:46rem;margin:2rem auto;color:#22272e}figure{margin:1rem 0}"
+    """A page of its own with the picture, and where the figures come from."""
+    told = record["provenance"]
+    loads = f"load average before and after: {told['load_before']} and {told['load_after']}"
+    labels = ", ".join([*record["labels"], str(told["machine"]["cpu"]), loads])
+    style = "body{font-family:sans-serif;max-width:54rem;margin:2rem auto;color:#22272e}svg{width:100%;height:auto}"
     return (
         f'<!doctype html><meta charset="utf-8"><title>acceptance by temperature</title><style>{style}</style>'
         f"<h1>Acceptance by temperature</h1><p>k = {record['summary']['k']}; bars are 95% intervals over prompts."
-        f" {labels}.</p>{body}"
+        f" {labels}.</p>{plot(record['summary'])}"
     )
