@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from paceline.kernels import Array, Ops
-from paceline.processors import Context, Row, log_softmax, min_p_mask, process, reshapes
+from paceline.processors import Context, Row, log_softmax, min_p_mask, reshapes
 from paceline.rejection import Law, Rejection
 from paceline.structure import Constraint
 from paceline.types import SamplingParams, TokenLogprobs
@@ -53,12 +53,12 @@ class Sampler:
         self.vocab, tested = vocab, self.params.accept != "coupled" and self.params.temperature > 0.0
         self.rejection = Rejection(self.params.accept, self.params.seed) if tested else None
         # Without rules that look back there is nothing to keep.
-        self.context = Context.of_prompt(prompt, vocab) if reshapes(self.params) else None
+        self.context = Context(self.params, prompt, list(self.end_ids)) if reshapes(self.params) else None
 
     def extend(self, tokens: Sequence[int], logits: Array) -> None:
         """These tokens were emitted, the r-th by row r of logits [at least n, vocab]."""
         if self.context is not None:
-            self.context = self.context.after(tokens)
+            self.context.extend(tokens)
         if self.constraint is not None:
             self.constraint.extend(tokens)
         if self.params.logprobs is not None:
@@ -116,24 +116,26 @@ class Sampler:
     def _rows(self, logits: Array, draft: Sequence[int]) -> Array:
         """Every row [n, vocab] under the rules, grammar and suppression that hold after the drafts before it."""
         if self.context is not None or self.constraint is not None:
-            rows = [self._reshape(row, draft[:r]) for r, row in enumerate(self.ops.host(logits))]
-            logits = self.ops.array(torch.from_numpy(np.stack(rows)))
+            rows = self._reshape(self.ops.host(logits), [draft[:r] for r in range(len(logits))])
+            logits = self.ops.array(torch.from_numpy(rows))
         return self.ops.mask_columns(logits, self.suppress) if self.suppress else logits
 
     def _reshape_part(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
         """The row [1, m] of a drafter that scores `ids` only; ids it leaves out count as impossible."""
-        columns = slice(None) if ids is None else self.ops.host(ids)[0]
-        row = np.full(self.vocab, -np.inf, np.float32)
-        row[columns] = self.ops.host(logits)[0]
-        return self.ops.array(torch.from_numpy(self._reshape(row, draft)[columns][None]))
+        if ids is None:
+            return self.ops.array(torch.from_numpy(self._reshape(self.ops.host(logits), [draft])))
+        columns = self.ops.host(ids)[0]
+        row = np.full((1, self.vocab), -np.inf, np.float32)
+        row[0, columns] = self.ops.host(logits)[0]
+        return self.ops.array(torch.from_numpy(self._reshape(row, [draft])[:, columns]))
 
-    def _reshape(self, row: Row, draft: Sequence[int]) -> Row:
-        """A new row [vocab], as rules and grammar have it after the drafts."""
+    def _reshape(self, rows: Row, drafts: Sequence[Sequence[int]]) -> Row:
+        """New rows [n, vocab], as rules and grammar have them after drafts[r]."""
         if self.context is not None:
-            row = process(row, self.context.after(draft), self.params, sorted(self.end_ids))
+            rows = self.context.process(rows, drafts)
         if self.constraint is not None:
-            row = np.where(self.constraint.allowed(draft), row, np.float32(-np.inf))
-        return row
+            rows = np.where([self.constraint.allowed(draft) for draft in drafts], rows, np.float32(-np.inf))
+        return rows
 
     def _report(self, logits: Array, token: int) -> TokenLogprobs:
         """Log-probabilities of the token that the unprocessed row [1, vocab] brought forth, and of the likeliest."""
