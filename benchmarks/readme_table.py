@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import advisor_tables
 import gpu_tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -232,6 +233,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
     **gpu_tables.views(table),
+    **advisor_tables.views(table),
 }
 
 

@@ -83,7 +83,9 @@ def advise(
     batch: Annotated[int, typer.Option(help="Texts side by side.")] = 1,
     context: Annotated[int, typer.Option(help="Tokens of each text, prompt and answer.")] = 8192,
     output: Annotated[int, typer.Option(help="Those of them that are the answer.")] = 512,
-    category: Annotated[str, typer.Option(help="What is written: mixed, chat, code, math, prose, json.")] = "mixed",
+    category: Annotated[
+        str, typer.Option(help="What is written: mixed, chat, code, math, prose, json, any.")
+    ] = "mixed",
     temperature: flags.Temperature = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="Memory by class, every reason, and all sources.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,

@@ -10,7 +10,7 @@ from paceline.advisor.commands import HUB, Setup, commands
 from paceline.advisor.forecast import Forecast, forecast
 from paceline.advisor.machines import Machine
 from paceline.advisor.memory import PRECISIONS, Plan, Use
-from paceline.advisor.priors import Prior, prior
+from paceline.advisor.priors import SMALL, Prior, prior
 from paceline.cache import PAGE
 from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import UsageError
@@ -18,7 +18,6 @@ from paceline.shapes import SHAPES, drafter_config, target_config
 
 FITS, CAUTION, TOO_LARGE = "fits", "fits, with a caution", "does not fit"
 NO_STEP = "no step short of a larger machine or a smaller size makes it fit"
-SMALL = ("e2b", "e4b")
 MIXTURE = "26b-a4b"
 SMALL_DEVICE = 17e9
 MODEST = 1.1e12

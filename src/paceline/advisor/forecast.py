@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from paceline.acceptance import POSITIONS, Profile, expected_tokens
@@ -45,14 +46,30 @@ def forecast(
     """The best draft length for the middle of the prior, and what it brings; None where the bandwidth is unknown."""
     if machine.bandwidth is None:
         return None
-    costs = speed.fitted()
-    times = [speed.round_seconds(config, drafter, replace(load, k=k), machine, costs) for k in range(POSITIONS + 1)]
-    k = best_k(times, prior.middle)
-    tokens = Range(low=expected_tokens(prior.low, k), middle=expected_tokens(prior.middle, k),
-                   high=expected_tokens(prior.high, k))  # fmt: skip
-    rate = scaled(tokens, 1 / times[k])
-    return Forecast(k=k, plain_s=times[0], round_s=times[k], plain_rate=1 / times[0], rate=rate,
-                    speedup=scaled(rate, times[0]), tokens_per_round=tokens)  # fmt: skip
+    likely = replace(load, overlap=speed.OVERLAP / 2)
+    times = [seconds(config, drafter, replace(likely, k=k), machine) for k in range(POSITIONS + 1)]
+    return at_length(config, drafter, replace(load, k=best_k(times, prior.middle)), machine, prior)
+
+
+def at_length(config: TextConfig, drafter: DrafterConfig, load: speed.Load, machine: Machine, prior: Prior) -> Forecast:
+    """What the load's own k brings: the low end with independent experts, the high end with the published overlap."""
+    plain = seconds(config, drafter, replace(load, k=0), machine)
+    overlaps = (0.0, speed.OVERLAP / 2, speed.OVERLAP)
+    rounds = [seconds(config, drafter, replace(load, overlap=overlap), machine) for overlap in overlaps]
+    tokens = [expected_tokens(profile, load.k) for profile in (prior.low, prior.middle, prior.high)]
+    rate = _range(n / s for n, s in zip(tokens, rounds, strict=True))
+    return Forecast(k=load.k, plain_s=plain, round_s=rounds[1], plain_rate=1 / plain, rate=rate,
+                    speedup=scaled(rate, plain), tokens_per_round=_range(tokens))  # fmt: skip
+
+
+def seconds(config: TextConfig, drafter: DrafterConfig, load: speed.Load, machine: Machine) -> float:
+    """A round with the constants that ship."""
+    return speed.round_seconds(config, drafter, load, machine, speed.fitted())
+
+
+def _range(values: Iterable[float]) -> Range:
+    low, middle, high = values
+    return Range(low=low, middle=middle, high=high)
 
 
 def best_k(times: list[float], profile: Profile) -> int:

@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from paceline.advisor.advise import CAUTION, FITS, NO_STEP, SMALL, TOO_LARGE, Advice, Decision
+from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision
 from paceline.advisor.commands import HUB
 from paceline.advisor.forecast import Range
 from paceline.advisor.machines import Machine
-from paceline.advisor.priors import SAMPLING_BASIS, SMALL_BASIS
-from paceline.advisor.speed import calibration
+from paceline.advisor.priors import SAMPLING_BASIS, SMALL, SMALL_BASIS
+from paceline.advisor.speed import OVERLAP, calibration
 
 LABEL = "predicted, not measured"
 UNKNOWN = "-"
@@ -171,7 +171,8 @@ def sources(advice: Advice) -> list[str]:
         f"Acceptance, {advice.prior.basis}; {SMALL_BASIS}. Sampling: {SAMPLING_BASIS}.",
         f"Speeds: {model_error()}; measured {origin['measured_utc']}, fitted by {origin['fit']}.",
         f"Elsewhere: {elsewhere()}; {published_speedups()}.",
-        "Experts are taken to be chosen uniformly and independently; real routing overlaps, which helps 26B-A4B.",
+        f"Experts: the low end has every row choose on its own, the high end a text's rows overlap by {OVERLAP:g} (0:"
+        " not at all, 1: the same experts), as published for another mixture; texts side by side choose on their own.",
         "Text model only: encoders of images and sound come on top (0.1 to 1.2 GB in bf16). K/V and drafter are bf16.",
         "First token: one prompt alone, nothing of it cached; without a known arithmetic rate it is left out.",
         "Larger sizes are taken to be better, then more bits of one size; 10 tokens/s for each text are asked of the"
