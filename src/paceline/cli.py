@@ -89,16 +89,20 @@ def advise(
     temperature: flags.Temperature = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="Memory by class, every reason, and all sources.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="The same as one page with sliders, which works offline.")] = None,
 ) -> None:
     """Say what fits a machine, which size, drafter and draft length to take, and what to expect: predicted."""
     from paceline.advisor.advise import Wish
     from paceline.advisor.advise import advise as judge
     from paceline.advisor.machines import choose
+    from paceline.advisor.page import write
     from paceline.advisor.report import record, show
 
     wish = Wish(target=target.lower(), batch=batch, context=context, output=output, category=category,
                 temperature=temperature)  # fmt: skip
     advice = judge(choose(gpu, memory, bandwidth), wish)
+    if html:
+        write(advice, html)
     show(advice, Console(stderr=as_json), explain)
     if as_json:
         print(json.dumps(record(advice), allow_nan=False))

@@ -221,7 +221,7 @@ def pass_flops(config: TextConfig, rows: int, context: int) -> Flops:
     return Flops(
         linear=2 * rows * (sum(_active(config, i) for i in layers) + _ple_projection(config)),
         head=2 * rows * config.vocab * config.hidden,
-        attention=rows * sum(_attention(config, i) * _attended(config, i, context) for i in layers),
+        attention=rows * sum(attention_flops(config, i) * _attended(config, i, context) for i in layers),
     )
 
 
@@ -233,7 +233,7 @@ def prompt_flops(config: TextConfig, tokens: int) -> Flops:
     return Flops(
         linear=2 * (sum(_active(config, i) * n for i, n in enumerate(rows)) + tokens * _ple_projection(config)),
         head=2 * config.vocab * config.hidden,
-        attention=sum(_attention(config, i) * n for i, n in enumerate(seen)),
+        attention=sum(attention_flops(config, i) * n for i, n in enumerate(seen)),
     )
 
 
@@ -248,7 +248,7 @@ def _ple_projection(config: TextConfig) -> int:
     return len(config.layers) * config.ple_dim * config.hidden
 
 
-def _attention(config: TextConfig, index: int) -> int:
+def attention_flops(config: TextConfig, index: int) -> int:
     """Operations of one row for each token it attends: scores, then the weighted sum."""
     return 4 * config.layers[index].heads * config.layers[index].head_dim
 

@@ -25,6 +25,15 @@ MODEST = 1.1e12
 each other (DGX Spark from none to 2.3x, M1 Max 1.1x, M5 Max 0.7x at batch 4), and its authors warn of it."""
 COMFORT = 10.0
 """Tokens a second of one sequence that a recommendation must reach: somewhat faster than people read."""
+CAUTIONS = {
+    "mixture": (
+        "at batch 1 on modest hardware drafts bring its experts' weights in as well, and reports of a gain contradict"
+        " each other; batch 4 to 8 is where drafting is reported to pay"
+    ),
+    "small": "it is made for single users on small devices",
+    "none": "drafting is expected to bring too little here, so run it without",
+    "slower": "drafting may slow it down on texts that are hard to draft",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +218,13 @@ def cautions(case: Case, seen: Forecast | None) -> Iterator[str]:
     wish, machine = case.wish, case.machine
     modest = machine.bandwidth is None or machine.bandwidth < MODEST
     if case.size == MIXTURE and wish.batch == 1 and modest:
-        yield (
-            "at batch 1 on modest hardware drafts bring its experts' weights in as well, and reports of a gain"
-            " contradict each other; batch 4 to 8 is where drafting is reported to pay"
-        )
+        yield CAUTIONS["mixture"]
     if case.size in SMALL and (wish.batch > 1 or machine.room > SMALL_DEVICE):
-        yield "it is made for single users on small devices"
+        yield CAUTIONS["small"]
     if seen is not None and seen.k == 0:
-        yield "drafting is expected to bring too little here, so run it without"
+        yield CAUTIONS["none"]
     elif seen is not None and seen.speedup.low < 1:
-        yield "drafting may slow it down on texts that are hard to draft"
+        yield CAUTIONS["slower"]
 
 
 def change(case: Case, verdict: str) -> str:
