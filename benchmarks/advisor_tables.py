@@ -61,6 +61,29 @@ def published_line(record: Record) -> str:
     return f"{found['inside']} of {found['runs']} published speed-ups lie in the range predicted for them ({sizes})"
 
 
+def memory_table(table: Table) -> Callable[[Record], str]:
+    """Planned beside measured bytes."""
+
+    def show(record: Record) -> str:
+        rows = [
+            (r["name"], f"{r['planned_bytes'] / 1e6:,.1f}", f"{r['peak_bytes'] / 1e6:,.1f}",
+             f"{r['planned_bytes'] / r['peak_bytes'] - 1:+.2%}")
+            for r in record["rows"]
+        ]  # fmt: skip
+        return table(("", "planned, MB", "measured peak above its baseline, MB", "error"), rows)
+
+    return show
+
+
+def memory_line(record: Record) -> str:
+    """The worst of them in a sentence."""
+    worst = max(abs(error) for error in record["summary"]["errors"].values())
+    return f"planned memory is within {worst:.1%} of the measured peak in {len(record['rows'])} runs"
+
+
 def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]]:
     """(table, sentence) of each schema."""
-    return {"paceline-advisor-published/1": (published_table(table), published_line)}
+    return {
+        "paceline-advisor-published/1": (published_table(table), published_line),
+        "paceline-advisor-memory/1": (memory_table(table), memory_line),
+    }

@@ -109,13 +109,29 @@ def parameters(config: TextConfig) -> Parameters:
     )
 
 
+def vectors(config: TextConfig) -> int:
+    """Those of a target's parameters that are norms and scales, which are kept in fp32 whatever the weights are."""
+    layers = range(len(config.layers))
+    return sum(_vectors(config, i, config.owns_kv(i)) for i in layers) + config.hidden + config.ple_dim
+
+
+def drafter_vectors(drafter: DrafterConfig) -> int:
+    """The same of a drafter, whose layers own no keys."""
+    text = drafter.text
+    return sum(_vectors(text, i, False) for i in range(len(text.layers))) + text.hidden
+
+
 def _layer(config: TextConfig, index: int, owns_kv: bool) -> int:
     """Parameters of a layer but for its experts: matrices, then norms and scales."""
+    return _matrices(config, index, owns_kv) + _vectors(config, index, owns_kv)
+
+
+def _vectors(config: TextConfig, index: int, owns_kv: bool) -> int:
     hidden, experts, dim = config.hidden, config.experts, config.layers[index].head_dim
-    vectors = 4 * hidden + 1 + dim + (dim if owns_kv else 0) + (hidden if config.ple_dim else 0)
+    count = 4 * hidden + 1 + dim + (dim if owns_kv else 0) + (hidden if config.ple_dim else 0)
     if experts:
-        vectors += 3 * hidden + hidden + experts.count
-    return _matrices(config, index, owns_kv) + vectors
+        count += 3 * hidden + hidden + experts.count
+    return count
 
 
 def _matrices(config: TextConfig, index: int, owns_kv: bool) -> int:

@@ -123,7 +123,7 @@ class Case:
 
     def use(self, int8_head: bool = False) -> Use:
         """The memory asked for."""
-        return Use(batch=self.wish.batch, context=self.wish.context, int8_head=int8_head)
+        return Use(batch=self.wish.batch, context=self.wish.context, int8_head=int8_head, device=self.machine.kind)
 
     def spare(self, use: Use) -> float:
         """Bytes left over; none are enough for more positions than the size has."""

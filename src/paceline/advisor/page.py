@@ -20,13 +20,12 @@ from paceline.advisor.advise import Advice
 from paceline.advisor.commands import HUB, Setup, commands
 from paceline.advisor.forecast import WORTH_IT
 from paceline.advisor.machines import Machine
-from paceline.advisor.memory import PRECISIONS, Use
+from paceline.advisor.memory import PRECISIONS, Plan, Use
 from paceline.advisor.priors import SMALL, prior
 from paceline.advisor.report import LABEL, describe, sources
 from paceline.bench.record import check_writable, write_text
 from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import DrafterConfig, TextConfig
-from paceline.device.memory import MARGIN_BYTES, Need, rope_bytes
 from paceline.shapes import drafter_config, target_config
 
 Json = dict[str, Any]
@@ -76,7 +75,8 @@ def size_data(name: str, machine: Machine) -> Json:
     config, drafter = target_config(name), drafter_config(name)
     return {
         "size": name, "name": HUB[name], "small": name in SMALL, "layers": len(config.layers),
-        "max_positions": config.max_positions, **_target(config), **_memory(config, drafter),
+        "max_positions": config.max_positions, **_target(config), "int8_head": memory.head_bytes(drafter),
+        "memory": {precision: _memory(config, drafter, bits, machine.kind) for precision, bits in PRECISIONS.items()},
         "draft": _draft(drafter), "int8_allowed": machine.kind in ("cuda", "any") and not drafter.centroids,
     }  # fmt: skip
 
@@ -115,15 +115,19 @@ def _draft(drafter: DrafterConfig) -> Json:
     }  # fmt: skip
 
 
-def _memory(config: TextConfig, drafter: DrafterConfig) -> Json:
-    """Bytes by class, as sums over pages, rings and positions."""
-    need, (_, full) = Need(config=config, weights=0), roofline.kv_per_token(config)
-    held = {name: memory.plan(config, drafter, bits, Use()) for name, bits in PRECISIONS.items()}
-    some = held["bf16"]
+def _memory(config: TextConfig, drafter: DrafterConfig, bits: float, device: str) -> Json:
+    """A plan's bytes as sums over pages, rings and positions, read off three plans."""
+    beyond = memory.DRAFTS if device == "cpu" and bits == PRECISIONS["bf16"] else 0
+
+    def plan(batch: int, pages: int) -> Plan:
+        return memory.plan(config, drafter, bits, Use(batch=batch, context=pages * PAGE - beyond, device=device))
+
+    one, longer, two = plan(1, 1), plan(1, 2), plan(2, 1)
+    page, side_by_side = longer.kv_full - one.kv_full, two.kv_full > one.kv_full
+    ring = two.kv_sliding - one.kv_sliding if side_by_side else one.kv_sliding
     return {
-        "weights": {name: found.target for name, found in held.items()}, "drafter": some.drafter,
-        "int8_head": memory.head_bytes(drafter), "full_token": full,
-        "ring": need.bytes(1, PAGE) - need.bytes(0, PAGE) - PAGE * full,
-        "rope_position": rope_bytes(config, 1) - rope_bytes(config, 0),
-        "work": max(some.activations + some.graphs, MARGIN_BYTES),
+        "weights": one.target, "drafter": one.drafter, "work": one.activations + one.graphs + one.margin + one.program,
+        "page": page, "spare_pages": round(one.kv_full / page) - 1, "ring": ring, "beyond": beyond,
+        "spare_rings": round(one.kv_sliding / ring) - 1, "side_by_side": side_by_side,
+        "rope_position": (longer.rope - one.rope) / PAGE,
     }  # fmt: skip
