@@ -38,7 +38,11 @@ CAUTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is wanted. context: tokens of a sequence in all; output: those of them that are the answer."""
+    """What is wanted. context: tokens of a sequence in all; output: those of them that are the answer.
+
+    prompt: tokens of a usual prompt, where they are known to be fewer than the context has room for; speeds are
+    predicted for those. workload says in words where the lengths come from.
+    """
 
     target: str = "any"
     batch: int = 1
@@ -46,6 +50,8 @@ class Wish:
     output: int = 512
     category: str = "mixed"
     temperature: float = 0.0
+    prompt: int | None = None
+    workload: str = ""
 
     def __post_init__(self) -> None:
         if self.target != "any" and self.target not in SHAPES:
@@ -54,6 +60,11 @@ class Wish:
             raise UsageError(f"output must lie in 1 .. {self.context - 1} (the context holds it), not {self.output}")
         if not 1 <= self.batch <= 1024:
             raise UsageError(f"batch must lie in 1 .. 1024, not {self.batch}")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt."""
+        return self.context - self.output if self.prompt is None else self.prompt
 
     @property
     def sizes(self) -> list[str]:
@@ -180,13 +191,13 @@ def takes_int8_head(case: Case) -> bool:
 
 def _load(case: Case, int8_head: bool) -> speed.Load:
     """A round halfway through the answer."""
-    return speed.Load(batch=case.wish.batch, context=case.wish.context - case.wish.output // 2,
+    wish = case.wish
+    return speed.Load(batch=wish.batch, context=wish.prompt_tokens + wish.output - wish.output // 2,
                       weight_bytes=case.bits / 8, int8_head=int8_head)  # fmt: skip
 
 
 def _first_token(case: Case) -> float | None:
-    prompt = case.wish.context - case.wish.output
-    return speed.prompt_seconds(case.config, prompt, case.bits / 8, case.machine, speed.fitted())
+    return speed.prompt_seconds(case.config, case.wish.prompt_tokens, case.bits / 8, case.machine, speed.fitted())
 
 
 def _draft_length(seen: Forecast | None) -> int:

@@ -12,8 +12,10 @@ from rich.table import Table
 
 from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision
 from paceline.advisor.commands import HUB
+from paceline.advisor.elsewhere import ESTIMATE, estimates
 from paceline.advisor.forecast import Range
 from paceline.advisor.machines import Machine
+from paceline.advisor.memory import Use
 from paceline.advisor.priors import SAMPLING_BASIS, SMALL, SMALL_BASIS
 from paceline.advisor.speed import OVERLAP, calibration
 
@@ -77,8 +79,10 @@ def span(values: Range, digits: int, between: str = " to ") -> str:
 
 
 def sentences(advice: Advice) -> Iterator[str]:
-    """The recommendation, what to expect, what to change elsewhere, and how to run it."""
+    """The workload, the recommendation, what to expect, what to change elsewhere, and how to run it."""
     best = advice.best
+    if advice.wish.workload:
+        yield f"Workload: {advice.wish.workload}."
     if best is None:
         yield f"Nothing fits as asked. Changes: {changes(advice.decisions)}."
         return
@@ -148,6 +152,8 @@ def published_speedups() -> str:
 
 def _explain(advice: Advice, console: Console) -> None:
     console.print(memory_table(advice))
+    if advice.best:
+        console.print(elsewhere_table(advice.best, advice))
     lines = [f"{d.name}: {d.verdict}: {d.reason}." for d in advice.decisions]
     for line in (*lines, *sources(advice)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -160,6 +166,19 @@ def memory_table(advice: Advice) -> Table:
     for decision in advice.decisions:
         values = asdict(decision.plan).values()
         made.add_row(decision.name, *(f"{v / 1e9:.2f}" for v in values), f"{decision.spare / 1e9:.1f}")
+    return made
+
+
+def elsewhere_table(decision: Decision, advice: Advice) -> Table:
+    """What the choice is estimated to take in the engines that have a command for it."""
+    wish = advice.wish
+    made = Table("engine", "estimate, GB", "may take, GB", "made of", title=f"{decision.name} elsewhere: {ESTIMATE}s")
+    for found in estimates(
+        decision.size, decision.precision, Use(batch=wish.batch, context=wish.context), advice.machine
+    ):
+        if found.engine in decision.commands:
+            style = None if found.fits else "yellow"
+            made.add_row(found.engine, f"{found.bytes / 1e9:.1f}", f"{found.room / 1e9:.1f}", found.basis, style=style)
     return made
 
 
@@ -182,7 +201,12 @@ def sources(advice: Advice) -> list[str]:
 
 def record(advice: Advice) -> dict[str, Any]:
     """Everything, in bytes, seconds and tokens a second; `recommended` is the index of a decision, or null."""
-    rows = [asdict(d) | {"total_bytes": d.plan.total, "fits": d.fits} for d in advice.decisions]
+    use = Use(batch=advice.wish.batch, context=advice.wish.context)
+    rows = [
+        asdict(d) | {"total_bytes": d.plan.total, "fits": d.fits, "elsewhere_estimated": [
+            asdict(e) | {"fits": e.fits} for e in estimates(d.size, d.precision, use, advice.machine)]}
+        for d in advice.decisions
+    ]  # fmt: skip
     best = None if advice.best is None else advice.decisions.index(advice.best)
     return {
         "schema": "paceline-advice/1", "label": LABEL, "machine": asdict(advice.machine), "wish": asdict(advice.wish),
