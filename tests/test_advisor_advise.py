@@ -43,6 +43,7 @@ def test_26b_alone_on_modest_hardware_is_flagged(machine: str) -> None:
     assert found.verdict == CAUTION
     assert "batch 4 to 8" in found.reason
     assert "--batch 4" in found.change
+    assert "tokens/s together, predicted" in found.change
 
 
 def test_26b_is_not_flagged_side_by_side_or_on_a_fast_machine() -> None:
@@ -96,6 +97,36 @@ def test_steps_come_cheapest_first() -> None:
     assert judged(CARD, "12b", "bf16").change == "at 8 bit it fits"
 
 
+def test_what_would_make_it_faster_fits_and_is_faster() -> None:
+    found = advise(find("gb10"), Wish())
+    for decision in found.decisions:
+        if decision.faster:
+            size, precision = decision.faster.split(":")[0].lower().split(" at ")
+            other = row(found, size, precision)
+            assert other.forecast is not None
+            assert decision.forecast is not None
+            assert other.fits
+            assert other.forecast.rate.middle >= 1.25 * decision.forecast.rate.middle
+            assert f"{other.forecast.rate.low:.0f} to {other.forecast.rate.high:.0f} tokens/s" in decision.faster
+    assert row(found, "31b", "bf16").faster.startswith("31B at 8 bit: ")
+    assert row(found, "e2b", "4.5 bit").faster == ""
+
+
+def test_nothing_is_faster_than_its_ceiling() -> None:
+    for machine in ("h100", "gb10", "phone"):
+        for decision in advise(find(machine), Wish()).decisions:
+            assert decision.forecast is not None
+            assert 0 < decision.forecast.of_ceiling < 1
+
+
+def test_an_unknown_bandwidth_leaves_every_speed_out() -> None:
+    found = advise(Machine(name="x", kind="any", memory=1e12), Wish(target="26b-a4b"))
+    for decision in found.decisions:
+        assert decision.forecast is None
+        assert decision.faster == ""
+        assert "(--batch 4)" in decision.change
+
+
 def test_wishes_are_checked() -> None:
     for wrong, match in (({"target": "70b"}, "no size"), ({"output": 8192}, "output"), ({"batch": 0}, "batch")):
         with pytest.raises(UsageError, match=match):
@@ -125,6 +156,20 @@ def test_commands() -> None:
     assert "vLLM" not in commands(setup(size="26b-a4b", precision="4.5 bit"))
     assert "Transformers" not in commands(setup(batch=2))
     assert "--speculative-num-steps 3" in commands(setup(batch=2))["SGLang"]
+    mixture = commands(setup(size="26b-a4b"))["SGLang"]
+    assert "--speculative" not in mixture
+    assert "two GPUs" in mixture
+    assert "OLLAMA_NUM_PARALLEL=2" in commands(setup(batch=2))["Ollama"]
+    assert "OLLAMA_NUM_PARALLEL" not in found["Ollama"]
+    assert "-c 16384 -np 2" in commands(setup(batch=2))["llama.cpp"]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_vllm_gets_valid_json_with_its_three_keys(size: str) -> None:
+    command = commands(setup(size=size, k=3))["vLLM"]
+    assert json.loads(command.split("'")[1]) == {
+        "method": "mtp", "model": command.split()[2] + "-assistant", "num_speculative_tokens": 3
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["cuda", "apple", "any"])
@@ -185,6 +230,16 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (("--memory=-24GB",), "above zero"),
         (("--gpu", "h100", "--target", "70b"), "there is no size '70b'"),
         (("--gpu", "h100", "--category", "x"), "there is no category 'x'"),
+        (("--gpu", "h100", "--bandwidth", "1008"), "bandwidth needs a number and its unit"),
+        (("--gpu", "h100", "--memory", "24GB/s"), "memory needs a number and its unit"),
+        (("--bandwidth", "1TB/s"), "--bandwidth alone says nothing of what fits"),
+        (("--gpu", "h100", "--batch", "0"), "batch must lie in 1 .. 1024, not 0"),
+        (("--gpu", "h100", "--batch=-1"), "batch must lie in 1 .. 1024, not -1"),
+        (("--gpu", "h100", "--context", "0"), "2 tokens at least, not 0"),
+        (("--gpu", "h100", "--context", "512"), "output must lie in 1 .. 511"),
+        (("--gpu", "h100", "--target", "e2b", "--context", "200000"), "more than 131072, the most these sizes take"),
+        (("--gpu", "h100", "--temperature", "3"), "temperature must lie in 0 .. 2"),
+        (("--gpu", "m6 ultra"), "Apple M"),
     ],
 )
 def test_bad_input_is_one_sentence(shell: Shell, words: tuple[str, ...], wanted: str) -> None:

@@ -25,6 +25,8 @@ MODEST = 1.1e12
 each other (DGX Spark from none to 2.3x, M1 Max 1.1x, M5 Max 0.7x at batch 4), and its authors warn of it."""
 COMFORT = 10.0
 """Tokens a second of one sequence that a recommendation must reach: somewhat faster than people read."""
+QUICKER = 1.25
+"""How much faster a change must make it to be worth a sentence."""
 CAUTIONS = {
     "mixture": (
         "at batch 1 on modest hardware drafts bring its experts' weights in as well, and reports of a gain contradict"
@@ -56,6 +58,8 @@ class Wish:
     def __post_init__(self) -> None:
         if self.target != "any" and self.target not in SHAPES:
             raise UsageError(f"there is no size {self.target!r}; choose any, {', '.join(SHAPES)}")
+        if self.context < 2:
+            raise UsageError(f"a context holds a prompt and an answer, 2 tokens at least, not {self.context}")
         if not 1 <= self.output < self.context:
             raise UsageError(f"output must lie in 1 .. {self.context - 1} (the context holds it), not {self.output}")
         if not 1 <= self.batch <= 1024:
@@ -87,6 +91,7 @@ class Decision:
     verdict: str
     reason: str
     change: str
+    faster: str
     commands: dict[str, str]
 
     @property
@@ -178,8 +183,8 @@ def decide(case: Case, prior_: Prior) -> Decision:
     return Decision(
         size=case.size, precision=case.precision, plan=found, spare=spare, int8_head=int8, forecast=seen,
         longest=memory.longest_context(case.config, case.drafter, case.bits, use, case.machine.room),
-        first_token_s=_first_token(case), verdict=verdict, reason=reason, change=change(case, verdict),
-        commands={} if verdict == TOO_LARGE else commands(setup),
+        first_token_s=_first_token(case), verdict=verdict, reason=reason, change=change(case, verdict, prior_),
+        faster=faster(case, seen) if spare >= 0 else "", commands={} if verdict == TOO_LARGE else commands(setup),
     )  # fmt: skip
 
 
@@ -238,13 +243,43 @@ def cautions(case: Case, seen: Forecast | None) -> Iterator[str]:
         yield CAUTIONS["slower"]
 
 
-def change(case: Case, verdict: str) -> str:
+def change(case: Case, verdict: str, prior_: Prior) -> str:
     """The cheapest step: what makes it fit, or what its caution asks for; empty where nothing is to be changed."""
     if verdict == TOO_LARGE:
         return next(steps(case), NO_STEP)
     if case.size == MIXTURE and verdict == CAUTION and case.wish.batch == 1:
-        return "serve 4 to 8 texts side by side (--batch 4), or run it without the drafter and measure both"
+        return f"serve 4 to 8 texts side by side ({_side_by_side(case, prior_)}), or run it without the drafter"
     return ""
+
+
+def _side_by_side(case: Case, prior_: Prior) -> str:
+    """What four texts together are predicted to bring."""
+    four = replace(case, wish=replace(case.wish, batch=4))
+    seen = forecast(case.config, case.drafter, _load(four, takes_int8_head(four)), case.machine, prior_)
+    if seen is None:
+        return "--batch 4"
+    return f"--batch 4: {4 * seen.rate.low:.0f} to {4 * seen.rate.high:.0f} tokens/s together, predicted"
+
+
+def faster(case: Case, seen: Forecast | None) -> str:
+    """The cheapest change that is predicted to make it `QUICKER` times as fast: fewer bits, else a smaller size."""
+    if seen is None:
+        return ""
+    for other in _quicker(case):
+        int8 = takes_int8_head(other)
+        prior_ = prior(case.wish.category, case.wish.temperature, small=other.size in SMALL)
+        found = forecast(other.config, other.drafter, _load(other, int8), case.machine, prior_)
+        if found and other.spare(other.use(int8)) >= 0 and found.rate.middle >= QUICKER * seen.rate.middle:
+            rates = f"{found.rate.low:.0f} to {found.rate.high:.0f} tokens/s for each text"
+            return f"{HUB[other.size]} at {other.precision}: {rates}, predicted"
+    return ""
+
+
+def _quicker(case: Case) -> Iterator[Case]:
+    """The same size with fewer bits, then smaller sizes, the next smaller first."""
+    yield from (replace(case, precision=name) for name, bits in PRECISIONS.items() if bits < case.bits)
+    order = list(SHAPES)
+    yield from (replace(case, size=size) for size in reversed(order[: order.index(case.size)]))
 
 
 def steps(case: Case) -> Iterator[str]:

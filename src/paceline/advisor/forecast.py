@@ -29,6 +29,7 @@ class Forecast:
     """Predicted, not measured. Rates are tokens a second of one sequence; k is the best draft length, 0 for none.
 
     speedup: over plain decoding of the same batch. plain_s, round_s: seconds of a round without and with k drafts.
+    ceiling: the rate if a round took no longer than its bytes need at the datasheet's bandwidth.
     """
 
     k: int
@@ -38,6 +39,12 @@ class Forecast:
     rate: Range
     speedup: Range
     tokens_per_round: Range
+    ceiling: float
+
+    @property
+    def of_ceiling(self) -> float:
+        """The middle of the rates as a share of the ceiling."""
+        return self.rate.middle / self.ceiling
 
 
 def forecast(
@@ -58,8 +65,10 @@ def at_length(config: TextConfig, drafter: DrafterConfig, load: speed.Load, mach
     rounds = [seconds(config, drafter, replace(load, overlap=overlap), machine) for overlap in overlaps]
     tokens = [expected_tokens(profile, load.k) for profile in (prior.low, prior.middle, prior.high)]
     rate = _range(n / s for n, s in zip(tokens, rounds, strict=True))
+    moved = speed.round_bytes(config, drafter, replace(load, overlap=overlaps[1]))
     return Forecast(k=load.k, plain_s=plain, round_s=rounds[1], plain_rate=1 / plain, rate=rate,
-                    speedup=scaled(rate, plain), tokens_per_round=_range(tokens))  # fmt: skip
+                    speedup=scaled(rate, plain), tokens_per_round=_range(tokens),
+                    ceiling=tokens[1] * (machine.bandwidth or 0) / moved)  # fmt: skip
 
 
 def seconds(config: TextConfig, drafter: DrafterConfig, load: speed.Load, machine: Machine) -> float:

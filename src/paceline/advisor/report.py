@@ -90,6 +90,8 @@ def sentences(advice: Advice) -> Iterator[str]:
     yield from _expectation(advice, best)
     if best.change:
         yield f"To change: {best.change}."
+    if best.faster:
+        yield f"To go faster: {best.faster}."
     if others := changes(d for d in advice.decisions if d is not best):
         yield f"Changes for the others: {others}."
     for engine, command in best.commands.items():
@@ -116,6 +118,10 @@ def _expectation(advice: Advice, best: Decision) -> Iterator[str]:
     yield (
         f"Drafter: the MTP drafter in bf16{head}, k = {seen.k}: {span(seen.rate, 0)} tokens/s for each text against"
         f" {seen.plain_rate:.1f} without it, {span(seen.speedup, 2)}x, {LABEL}."
+    )
+    yield (
+        f"That is {seen.of_ceiling:.0%} of the {seen.ceiling:.0f} tokens/s that the bytes of such rounds allow at the"
+        " datasheet's bandwidth."
     )
     yield f"The range is that of acceptance ({advice.prior.category}); {model_error()}."
     if best.size in SMALL:
