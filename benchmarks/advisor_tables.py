@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,9 +82,41 @@ def memory_line(record: Record) -> str:
     return f"planned memory is within {worst:.1%} of the measured peak in {len(record['rows'])} runs"
 
 
+def error_table(table: Table) -> Callable[[Record], str]:
+    """By size: how far fitted constants are off, and those of the other sizes; then by batch."""
+
+    def show(record: Record) -> str:
+        sizes = [error_row(NAMES[name], [r for r in record["each"] if r["size"] == name], record["held_out"][name])
+                 for name in NAMES]  # fmt: skip
+        batches = sorted({r["batch"] for r in record["each"]})
+        rows = [error_row(f"all, batch {n}", [r for r in record["each"] if r["batch"] == n], None) for n in batches]
+        whole = error_row("**all**", record["each"], None)
+        columns = ("", "rounds", "median error", "worst", "fitted without it: median", "worst")
+        return table(columns, [*sizes, *rows, whole])
+
+    return show
+
+
+def error_row(name: str, rows: list[Record], held_out: Record | None) -> tuple[str, ...]:
+    """A line of them."""
+    sizes = [abs(r["error"]) for r in rows]
+    apart = ("", "") if held_out is None else (f"{held_out['median']:.1%}", f"{held_out['worst']:.1%}")
+    return name, str(len(rows)), f"{statistics.median(sizes):.1%}", f"{max(sizes):.1%}", *apart
+
+
+def error_line(record: Record) -> str:
+    """The errors in a sentence."""
+    found, origin = record["rounds"], record["calibration"]["provenance"]
+    return (
+        f"median error {found['median']:.1%}, worst {found['worst']:.1%}, of {found['rows']} rounds on one"
+        f" {origin['gpu']}, to which the constants were fitted"
+    )
+
+
 def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]]:
     """(table, sentence) of each schema."""
     return {
         "paceline-advisor-published/1": (published_table(table), published_line),
         "paceline-advisor-memory/1": (memory_table(table), memory_line),
+        "paceline-advisor-error/1": (error_table(table), error_line),
     }
