@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from shell import Shell
@@ -116,7 +117,7 @@ def test_nothing_is_faster_than_its_ceiling() -> None:
     for machine in ("h100", "gb10", "phone"):
         for decision in advise(find(machine), Wish()).decisions:
             assert decision.forecast is not None
-            assert 0 < decision.forecast.of_ceiling < 1
+            assert 0 < (decision.forecast.of_ceiling or 0) < 1
 
 
 def test_an_unknown_bandwidth_leaves_every_speed_out() -> None:
@@ -244,3 +245,48 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 )
 def test_bad_input_is_one_sentence(shell: Shell, words: tuple[str, ...], wanted: str) -> None:
     shell.refuses_in_one_line(wanted, "advise", *words)
+
+
+# ---- measured rounds ------------------------------------------------------------------------------------------------
+
+MEASURED = {"rows": [{"batch": 1, "k": k, "context": 4096, "ms": 20.0 + k} for k in (0, 1, 2, 4)]}
+
+
+def table(folder: Path) -> Path:
+    path = folder / "rounds.json"
+    path.write_text(json.dumps(MEASURED), "utf-8")
+    return path
+
+
+def test_measured_rounds_stand_for_the_predicted_ones_of_that_size_in_bf16(tmp_path: Path) -> None:
+    machine, wish = find("h100"), Wish(target="31b")
+    predicted, found = advise(machine, wish), advise(machine, wish, table(tmp_path))
+    first, second = (row(a, "31b", "bf16").forecast for a in (found, predicted))
+    assert first is not None
+    assert second is not None
+    assert first.plain_s == pytest.approx(0.020)
+    assert first.k <= 4  # the table knows no longer ones
+    assert first.round_s == pytest.approx(0.020 + 1e-3 * first.k)
+    assert second.plain_s != pytest.approx(0.020, rel=0.01)
+    assert row(found, "31b", "8 bit") == row(predicted, "31b", "8 bit")
+    blind = advise(Machine(name="x", kind="cuda", memory=1e12), wish, table(tmp_path))
+    assert blind.best is not None
+    assert blind.best.precision == "bf16"
+    assert json.loads(json.dumps(record(blind), allow_nan=False))["measured"] == "rounds.json"
+
+
+def test_measured_rounds_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--gpu", "h100", "--target", "31b", "--cost", str(table(tmp_path)), "--explain")
+    out = capsys.readouterr().out
+    assert "31B at bf16 were measured (rounds.json)" in out
+    assert "Rounds: round times of 31B at bf16 were measured (rounds.json); the others are predicted." in out
+
+
+def test_measured_rounds_that_do_not_go(shell: Shell) -> None:
+    path = table(shell.folder)
+    shell.refuses_in_one_line("say with --target which", "advise", "--gpu", "h100", "--cost", path)
+    words = ("advise", "--gpu", "h100", "--target", "31b", "--cost")
+    shell.refuses_in_one_line("cannot read none.json", *words, "none.json")
+    shell.refuses_in_one_line("knows no measured ones", *words, path, "--html", "a.html")

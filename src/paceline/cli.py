@@ -12,7 +12,7 @@ from rich.console import Console
 
 from paceline import flags
 from paceline.bench.cli import bench
-from paceline.errors import PacelineError, PromptError
+from paceline.errors import PacelineError, PromptError, UsageError
 from paceline.flags import options_of, params_of
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage
@@ -85,6 +85,7 @@ def advise(
     output: Annotated[int, typer.Option(help="Those of them that are the answer.")] = 512,
     category: Annotated[str | None, typer.Option(help="mixed (default), chat, code, math, prose, json, any.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Lengths and category of your own prompts, JSON Lines.")] = None,
+    cost: Annotated[Path | None, typer.Option(help="Measured rounds of --target, JSON: taken for its bf16.")] = None,
     temperature: flags.Temperature = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="Memory by class, every reason, and all sources.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
@@ -102,7 +103,9 @@ def advise(
     if prompts:
         asked = from_prompts(prompts, output, context, category)
     wish = Wish(target=target.lower(), batch=batch, output=output, temperature=temperature, **asked)
-    advice = judge(choose(gpu, memory, bandwidth), wish)
+    if html and cost:
+        raise UsageError("--html draws predicted rounds and knows no measured ones; leave out --html or --cost")
+    advice = judge(choose(gpu, memory, bandwidth), wish, cost)
     if html:
         write(advice, html)
     show(advice, Console(stderr=as_json), explain)

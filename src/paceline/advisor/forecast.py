@@ -39,22 +39,26 @@ class Forecast:
     rate: Range
     speedup: Range
     tokens_per_round: Range
-    ceiling: float
+    ceiling: float | None
 
     @property
-    def of_ceiling(self) -> float:
-        """The middle of the rates as a share of the ceiling."""
-        return self.rate.middle / self.ceiling
+    def of_ceiling(self) -> float | None:
+        """The middle of the rates as a share of the ceiling, where the bandwidth is known."""
+        return self.rate.middle / self.ceiling if self.ceiling else None
 
 
 def forecast(
     config: TextConfig, drafter: DrafterConfig, load: speed.Load, machine: Machine, prior: Prior
 ) -> Forecast | None:
-    """The best draft length for the middle of the prior, and what it brings; None where the bandwidth is unknown."""
-    if machine.bandwidth is None:
+    """The best draft length for the middle of the prior, and what it brings.
+
+    None where neither the bandwidth is known nor rounds were measured.
+    """
+    if machine.bandwidth is None and load.measured is None:
         return None
+    longest = POSITIONS if load.measured is None else min(POSITIONS, load.measured.k_max)
     likely = replace(load, overlap=speed.OVERLAP / 2)
-    times = [seconds(config, drafter, replace(likely, k=k), machine) for k in range(POSITIONS + 1)]
+    times = [seconds(config, drafter, replace(likely, k=k), machine) for k in range(longest + 1)]
     return at_length(config, drafter, replace(load, k=best_k(times, prior.middle)), machine, prior)
 
 
@@ -68,7 +72,7 @@ def at_length(config: TextConfig, drafter: DrafterConfig, load: speed.Load, mach
     moved = speed.round_bytes(config, drafter, replace(load, overlap=overlaps[1]))
     return Forecast(k=load.k, plain_s=plain, round_s=rounds[1], plain_rate=1 / plain, rate=rate,
                     speedup=scaled(rate, plain), tokens_per_round=_range(tokens),
-                    ceiling=tokens[1] * (machine.bandwidth or 0) / moved)  # fmt: skip
+                    ceiling=tokens[1] * machine.bandwidth / moved if machine.bandwidth else None)  # fmt: skip
 
 
 def seconds(config: TextConfig, drafter: DrafterConfig, load: speed.Load, machine: Machine) -> float:

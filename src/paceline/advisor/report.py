@@ -119,13 +119,20 @@ def _expectation(advice: Advice, best: Decision) -> Iterator[str]:
         f"Drafter: the MTP drafter in bf16{head}, k = {seen.k}: {span(seen.rate, 0)} tokens/s for each text against"
         f" {seen.plain_rate:.1f} without it, {span(seen.speedup, 2)}x, {LABEL}."
     )
-    yield (
-        f"That is {seen.of_ceiling:.0%} of the {seen.ceiling:.0f} tokens/s that the bytes of such rounds allow at the"
-        " datasheet's bandwidth."
-    )
-    yield f"The range is that of acceptance ({advice.prior.category}); {model_error()}."
+    if seen.ceiling:
+        yield (
+            f"That is {seen.of_ceiling:.0%} of the {seen.ceiling:.0f} tokens/s that the bytes of such rounds allow at"
+            " the datasheet's bandwidth."
+        )
+    times = model_error() if best.precision != "bf16" or not advice.measured else measured_rounds(advice)
+    yield f"The range is that of acceptance ({advice.prior.category}); {times}."
     if best.size in SMALL:
         yield f"Other engines' overheads weigh more on small sizes: {published_speedups()}."
+
+
+def measured_rounds(advice: Advice) -> str:
+    """Where the times of bf16 rounds come from, if they were measured, in one clause."""
+    return f"round times of {HUB[advice.wish.target]} at bf16 were measured ({advice.measured})"
 
 
 def model_error() -> str:
@@ -193,6 +200,7 @@ def sources(advice: Advice) -> list[str]:
     origin = calibration()["provenance"]
     return [
         f"Machine: {advice.machine.source}.",
+        *([f"Rounds: {measured_rounds(advice)}; the others are predicted."] if advice.measured else []),
         f"Acceptance, {advice.prior.basis}; {SMALL_BASIS}. Sampling: {SAMPLING_BASIS}.",
         f"Speeds: {model_error()}; measured {origin['measured_utc']}, fitted by {origin['fit']}.",
         f"Elsewhere: {elsewhere()}; {published_speedups()}.",
@@ -216,6 +224,7 @@ def record(advice: Advice) -> dict[str, Any]:
     best = None if advice.best is None else advice.decisions.index(advice.best)
     return {
         "schema": "paceline-advice/1", "label": LABEL, "machine": asdict(advice.machine), "wish": asdict(advice.wish),
+        "measured": advice.measured,
         "acceptance": asdict(advice.prior), "decisions": rows, "recommended": best,
         "calibration": calibration(), "sources": sources(advice),
     }  # fmt: skip

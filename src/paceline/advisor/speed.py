@@ -16,6 +16,7 @@ from typing import Any
 from paceline import roofline
 from paceline.advisor.machines import Machine
 from paceline.config import DrafterConfig, TextConfig
+from paceline.control.cost import CostTable
 from paceline.errors import UsageError
 
 DRAFTER_BYTES = 2.0  # drafters are published in bf16
@@ -48,6 +49,7 @@ class Load:
 
     overlap: how much of the way from independent experts (0) to the same ones for every row (1) routing goes among the
     rows of one text; texts side by side choose independently. distinct_experts, where known, is taken instead.
+    measured: rounds of this pair on this machine, which are taken instead of any prediction.
     """
 
     batch: int = 1
@@ -57,6 +59,7 @@ class Load:
     int8_head: bool = False
     overlap: float = 0.0
     distinct_experts: float | None = None
+    measured: CostTable | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 1:
@@ -102,8 +105,10 @@ def round_bytes(config: TextConfig, drafter: DrafterConfig, load: Load) -> float
 def round_seconds(config: TextConfig, drafter: DrafterConfig, load: Load, machine: Machine, costs: Costs) -> float:
     """Seconds of a round. Where the machine's rate is unknown, it is taken to be bound by memory.
 
-    Raises UsageError where its bandwidth is unknown.
+    Measured rounds go before all that. Raises UsageError where neither they nor its bandwidth are known.
     """
+    if load.measured is not None:
+        return load.measured.ms(load.k, load.batch, load.context) * 1e-3
     if machine.bandwidth is None:
         raise UsageError(f"the bandwidth of {machine.name} is unknown; give it with --bandwidth, as in 1008GB/s")
     moving = round_bytes(config, drafter, load) / (machine.bandwidth * costs.bandwidth_share)
