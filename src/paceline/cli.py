@@ -12,7 +12,7 @@ from rich.console import Console
 
 from paceline import flags
 from paceline.bench.cli import bench
-from paceline.errors import PacelineError, PromptError, UsageError
+from paceline.errors import PacelineError, PromptError
 from paceline.flags import options_of, params_of
 from paceline.train.cli import app as train_app
 from paceline.types import ChatMessage
@@ -103,8 +103,6 @@ def advise(
     if prompts:
         asked = from_prompts(prompts, output, context, category)
     wish = Wish(target=target.lower(), batch=batch, output=output, temperature=temperature, **asked)
-    if html and cost:
-        raise UsageError("--html draws predicted rounds and knows no measured ones; leave out --html or --cost")
     advice = judge(choose(gpu, memory, bandwidth), wish, cost)
     if html:
         write(advice, html)

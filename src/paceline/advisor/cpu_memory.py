@@ -37,14 +37,17 @@ class Counting:
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> Any:
         """Counts one weight."""
-        return self.stack(1, rows, cols, dtype, table)
-
-    def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> Any:
-        """Counts several weights of one shape."""
         from paceline.kernels.cpu import kept_dtype, matrix_shape  # brings Numba, which takes seconds
 
-        self.held += count * prod(matrix_shape(rows, cols, table)) * kept_dtype(dtype).itemsize
+        self.held += prod(matrix_shape(rows, cols, table)) * kept_dtype(dtype).itemsize
         return SimpleNamespace(read=None)  # its place is noted, and never read
+
+    def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype) -> Any:
+        """Counts several weights of one shape."""
+        before = self.held
+        weight = self.matrix(rows, cols, dtype)
+        self.held += (count - 1) * (self.held - before)
+        return weight
 
     def array(self, tensor: torch.Tensor) -> torch.Tensor:
         """Counts a small array, which is kept in fp32 or int64."""

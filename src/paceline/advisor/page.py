@@ -22,10 +22,11 @@ from paceline.advisor.forecast import WORTH_IT
 from paceline.advisor.machines import Machine
 from paceline.advisor.memory import PRECISIONS, Plan, Use
 from paceline.advisor.priors import SMALL, prior
-from paceline.advisor.report import LABEL, describe, sources
+from paceline.advisor.report import LABEL, beside_published, describe, sources
 from paceline.bench.record import check_writable, write_text
 from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import DrafterConfig, TextConfig
+from paceline.errors import UsageError
 from paceline.shapes import drafter_config, target_config
 
 Json = dict[str, Any]
@@ -40,7 +41,9 @@ def html(advice: Advice) -> str:
 
 
 def write(advice: Advice, path: Path) -> None:
-    """Writes the page whole or not at all. Raises UsageError where it cannot be written."""
+    """Writes the page whole or not at all. Raises UsageError where it cannot be written, or rounds were measured."""
+    if advice.measured:
+        raise UsageError("--html draws predicted rounds and knows no measured ones; leave out --html or --cost")
     check_writable(path)
     write_text(path, html(advice))
 
@@ -74,7 +77,8 @@ def size_data(name: str, machine: Machine) -> Json:
     """One size: what its rounds read and compute, and what it takes."""
     config, drafter = target_config(name), drafter_config(name)
     return {
-        "size": name, "name": HUB[name], "small": name in SMALL, "layers": len(config.layers),
+        "size": name, "name": HUB[name], "published": beside_published(name), "small": name in SMALL,
+        "layers": len(config.layers),
         "max_positions": config.max_positions, **_target(config), "int8_head": memory.head_bytes(drafter),
         "memory": {precision: _memory(config, drafter, bits, machine.kind) for precision, bits in PRECISIONS.items()},
         "draft": _draft(drafter), "int8_allowed": machine.kind in ("cuda", "any") and not drafter.centroids,

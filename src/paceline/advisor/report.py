@@ -10,13 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from paceline.advisor import published
 from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision
 from paceline.advisor.commands import HUB
 from paceline.advisor.elsewhere import ESTIMATE, estimates
 from paceline.advisor.forecast import Range
 from paceline.advisor.machines import Machine
 from paceline.advisor.memory import Use
-from paceline.advisor.priors import SAMPLING_BASIS, SMALL, SMALL_BASIS
+from paceline.advisor.priors import SAMPLING_BASIS, SMALL_BASIS
 from paceline.advisor.speed import OVERLAP, calibration
 
 LABEL = "predicted, not measured"
@@ -126,8 +127,7 @@ def _expectation(advice: Advice, best: Decision) -> Iterator[str]:
         )
     times = model_error() if best.precision != "bf16" or not advice.measured else measured_rounds(advice)
     yield f"The range is that of acceptance ({advice.prior.category}); {times}."
-    if best.size in SMALL:
-        yield f"Other engines' overheads weigh more on small sizes: {published_speedups()}."
+    yield f"{beside_published(best.size)}."
 
 
 def measured_rounds(advice: Advice) -> str:
@@ -148,9 +148,9 @@ def model_error() -> str:
 
 def elsewhere() -> str:
     """How others' published speeds stand to what is predicted for their machine, in one clause."""
-    published = calibration()["published"]
-    shares = [row["published"] / row["predicted"] for row in published["rows"]]
-    return f"{published['source']} reached {min(shares):.0%} to {max(shares):.0%} of what is predicted for it"
+    found = calibration()["published"]
+    shares = [row["published"] / row["predicted"] for row in found["rows"]]
+    return f"{found['source']} reached {min(shares):.0%} to {max(shares):.0%} of what is predicted for it"
 
 
 def published_speedups() -> str:
@@ -161,6 +161,17 @@ def published_speedups() -> str:
         for r in found["rows"]
     )
     return f"{found['source']}, reports {', '.join(rows)}"
+
+
+def beside_published(size: str) -> str:
+    """How the size's published speed-ups, all of other engines, stand to the ranges predicted for them."""
+    pairs = [(run, published.predicted(run)) for run in published.runs() if run.size == size]
+    inside = sum(published.inside(run, found) for run, found in pairs)
+    below = sum(run.middle < found.low for run, found in pairs)
+    return (
+        f"Of {len(pairs)} published speed-ups of {HUB[size]} in other engines, {inside} lie in the range predicted for"
+        f" them, {below} below it and {len(pairs) - inside - below} above"
+    )
 
 
 def _explain(advice: Advice, console: Console) -> None:
