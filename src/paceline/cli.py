@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -91,22 +91,31 @@ def advise(
     bandwidth: Annotated[str | None, typer.Option(help="Instead of the machine's own, as 1008GB/s.")] = None,
     target: Annotated[str, typer.Option(help="any, e2b, e4b, 12b, 26b-a4b or 31b.")] = "any",
     batch: Annotated[int, typer.Option(help="Texts side by side.")] = 1,
-    context: Annotated[int, typer.Option(help="Tokens of each text, prompt and answer.")] = 8192,
+    context: Annotated[int | None, typer.Option(help="Tokens of each text, prompt and answer; default 8192.")] = None,
     output: Annotated[int, typer.Option(help="Those of them that are the answer.")] = 512,
-    category: Annotated[str, typer.Option(help="What is written: mixed, chat, code, math, prose, json.")] = "mixed",
+    category: Annotated[str | None, typer.Option(help="mixed (default), chat, code, math, prose, json, any.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Lengths and category of your own prompts, JSON Lines.")] = None,
+    cost: Annotated[Path | None, typer.Option(help="Measured rounds of --target, JSON: taken for its bf16.")] = None,
     temperature: flags.Temperature = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="Memory by class, every reason, and all sources.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="The same as one page with sliders, which works offline.")] = None,
 ) -> None:
     """Say what fits a machine, which size, drafter and draft length to take, and what to expect: predicted."""
     from paceline.advisor.advise import Wish
     from paceline.advisor.advise import advise as judge
     from paceline.advisor.machines import choose
+    from paceline.advisor.page import write
     from paceline.advisor.report import record, show
+    from paceline.advisor.workload import from_prompts
 
-    wish = Wish(target=target.lower(), batch=batch, context=context, output=output, category=category,
-                temperature=temperature)  # fmt: skip
-    advice = judge(choose(gpu, memory, bandwidth), wish)
+    asked: dict[str, Any] = {"context": 8192 if context is None else context, "category": category or "mixed"}
+    if prompts:
+        asked = from_prompts(prompts, output, context, category)
+    wish = Wish(target=target.lower(), batch=batch, output=output, temperature=temperature, **asked)
+    advice = judge(choose(gpu, memory, bandwidth), wish, cost)
+    if html:
+        write(advice, html)
     show(advice, Console(stderr=as_json), explain)
     if as_json:
         print(json.dumps(record(advice), allow_nan=False))

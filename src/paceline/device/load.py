@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 
 import torch
@@ -14,14 +13,14 @@ from paceline.control.auto import Auto
 from paceline.device.build import device_model
 from paceline.device.drafters import MtpDraft
 from paceline.device.engine import DeviceEngine
-from paceline.device.memory import Need, choose_room, within_memory
+from paceline.device.memory import Need, choose_room, held_bytes, within_memory
 from paceline.device.pilot import Pilot, prior_table
 from paceline.device.serve import DeviceServer
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
 from paceline.resolve import Resolved
 from paceline.steering import LONGEST
-from paceline.weights import Header, drafter_headers, load_drafter, load_target, target_headers
+from paceline.weights import drafter_headers, load_drafter, load_target, target_headers
 
 SMALLER = "ask for a shorter context or fewer sequences"
 
@@ -59,13 +58,3 @@ def _need(resolved: Resolved) -> Need:
     return Need(
         config=config, weights=weights, width=width, places=resolved.sequences, context=resolved.context
     )  # fmt: skip
-
-
-def held_bytes(headers: dict[str, Header], width: int) -> int:
-    """Bytes of a checkpoint's weights on the device: matrices in numbers of `width` bytes, the rest as in `Plan`."""
-
-    def size(header: Header) -> int:
-        integer = not header.dtype.is_floating_point
-        return header.dtype.itemsize if integer else width if len(header.shape) > 1 else 4
-
-    return sum(prod(header.shape) * size(header) for header in headers.values())
