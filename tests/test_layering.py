@@ -11,7 +11,7 @@ import paceline.errors
 
 ROWS = [
     "errors types acceptance available",
-    "config shapes roofline control",
+    "config generation shapes roofline control",
     "kernels",
     "weights models cache",
     "processors verification rejection structure sampling drafters",

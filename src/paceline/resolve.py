@@ -11,8 +11,9 @@ import torch
 from paceline.available import check_device
 from paceline.available import obstacle as missing_device
 from paceline.cache import MAX_TENTATIVE, PAGE
-from paceline.config import GenerationDefaults, TextConfig, read_drafter, read_generation, read_target
+from paceline.config import TextConfig, read_drafter, read_target
 from paceline.errors import CheckpointError, ConfigError, UsageError
+from paceline.generation import GenerationDefaults, read_generation
 from paceline.hub import find_drafter, resolve_checkpoint
 from paceline.models.mtp import check_pair
 from paceline.steering import LONGEST
