@@ -12,6 +12,8 @@ from paceline import flags
 from paceline.errors import UsageError
 
 if TYPE_CHECKING:
+    from paceline.bench.contests import Wanted
+    from paceline.bench.judge import Judge
     from paceline.bench.prompts import BenchPrompt
 
 Shape = Annotated[
@@ -27,7 +29,8 @@ Tokens = Annotated[int, typer.Option(help="Of each text, for tokens/s; 0 times r
 Kernels = Annotated[bool, typer.Option("--profile", help="Where a round's time goes, by class of kernel. (--shape)")]
 Skew = Annotated[float, typer.Option(help="Makes some experts likelier than others, in [0, 1). (--shape)")]
 DraftLengthList = Annotated[
-    str | None, typer.Option("--k", help="Draft lengths, 1 to 15, with commas between; default: the drafter's own.")
+    str | None,
+    typer.Option("--k", help='Draft lengths, 1 to 15 or "auto", with commas between; default: the drafter\'s.'),
 ]
 Concurrency = Annotated[str, typer.Option(help="Requests in flight at once, with commas between.")]
 OnUrl = Annotated[str | None, typer.Option("--on", help="A server that drafts, as http://127.0.0.1:8000.")]
@@ -85,7 +88,6 @@ def bench(
     """
     from paceline.bench.contests import dry_run_of, in_process, one_at_a_time, served, wanted_servers
     from paceline.bench.divergence import exit_code
-    from paceline.bench.judge import Judge
     from paceline.bench.plan import BenchOptions
     from paceline.bench.prompts import load_prompts
     from paceline.bench.prompts import sample as choose
@@ -98,11 +100,10 @@ def bench(
     if shape is not None:
         print(json.dumps(bench_shape(from_flags(ctx.params), out)))
         return
-    ks = None if k is None else whole_numbers("--k", k)
     if temperatures is not None or accept:
-        print(json.dumps(_by_temperature(ctx, load_prompts(prompts), ks)))
+        print(json.dumps(_by_temperature(ctx, load_prompts(prompts))))
         return
-    wanted = wanted_servers(ctx)
+    ks, wanted = None if k is None else draft_lengths_of(k), wanted_servers(ctx)
     if dry_run:
         print(dry_run_of(wanted, ks))
         return
@@ -114,7 +115,7 @@ def bench(
     chosen = chosen if sample is None else choose(chosen, sample, seed)
     contest = served(wanted, ks) if wanted else in_process(ctx, ks, options.concurrencies)
     tools = Tools(
-        prices=Prices(price_per_hour, watts), judge=None if judge is None else Judge.from_pretrained(judge),
+        prices=Prices(price_per_hour, watts), judge=judge_for(wanted, judge, target),
         limit_nats=limit_nats, source=str(prompts or "embedded"),
     )  # fmt: skip
     done = run_bench(contest, chosen, options, Output(out, html, resume, markdown), tools)
@@ -122,13 +123,14 @@ def bench(
     raise typer.Exit(exit_code(done["divergences"]))
 
 
-def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt], ks: tuple[int, ...] | None) -> dict[str, Any]:
+def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt]) -> dict[str, Any]:
     """`--temperatures`: every accept mode of the engine in this process."""
     from paceline.bench.prompts import sample as choose
     from paceline.bench.temperatures import bench_temperatures, settings_from_flags
     from paceline.terminal import load
 
     given = ctx.params
+    ks = None if given["k"] is None else whole_numbers("--k", given["k"])
     if given["temperatures"] is None:
         raise UsageError(
             "--accept goes with --temperatures: bench compares texts token by token, and other modes differ"
@@ -141,6 +143,21 @@ def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt], ks: tuple[in
     llm = load(flags.options_of(ctx), ks[0] if ks else None)
     settings = settings_from_flags({**given, "k": ks[0] if ks else None}, llm.resolved.k)
     return bench_temperatures(llm, chosen, settings, given["out"], given["html"])
+
+
+def judge_for(wanted: Wanted | None, named: str | None, target: str) -> Judge | None:
+    """Who judges texts that differ: the checkpoint named, else the target of an engine in this process."""
+    from paceline.bench.judge import Judge
+
+    if named is None and wanted is not None:
+        return None
+    return Judge.from_pretrained(named or target)
+
+
+def draft_lengths_of(text: str) -> tuple[int | None, ...]:
+    """The draft lengths of "2,4,auto"; None stands for "auto". Raises UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(None if part == "auto" else whole_numbers("--k", part)[0] for part in parts)
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ class Start:
 
 
 Wanted = Attach | Start
+Lengths = Sequence[int | None]  # None stands for "auto"
 
 
 def attached(wanted: Attach, k: int | None = None) -> Contest:
@@ -96,23 +97,32 @@ def started(wanted: Start, ks: Sequence[int]) -> Contest:
     return Contest(off, on, alone=True, trusted=wanted.trusted)
 
 
-def served(wanted: Wanted, ks: Sequence[int] | None) -> Contest:
+def served(wanted: Wanted, ks: Lengths | None) -> Contest:
     """The arms of whichever servers are wanted; ks: draft lengths, None where the user names none."""
+    lengths = numbers_of(ks)
     if isinstance(wanted, Start):
-        return started(wanted, ks or (DEFAULT_K,))
+        return started(wanted, lengths)
     if ks is not None and len(ks) != 1:
         raise UsageError("a server that runs drafts one length; give one --k, or none, with --on")
-    return attached(wanted, ks[0] if ks else None)
+    return attached(wanted, lengths[0] if ks else None)
 
 
-def dry_run_of(wanted: Wanted | None, ks: Sequence[int] | None) -> str:
+def numbers_of(ks: Lengths | None) -> list[int]:
+    """Draft lengths of engines that have no "auto". Raises UsageError for it."""
+    numbers = [k for k in ks or (DEFAULT_K,) if k is not None]
+    if ks is not None and len(numbers) < len(ks):
+        raise UsageError("--k auto is Paceline's own controller; give this engine a number")
+    return numbers
+
+
+def dry_run_of(wanted: Wanted | None, ks: Lengths | None) -> str:
     """The command lines that a run would start, one for each arm. Raises UsageError where it starts none."""
     if not isinstance(wanted, Start):
         raise UsageError("--dry-run shows the servers that --engine starts; name an engine")
-    ks = ks or (DEFAULT_K,)
-    check_lengths(ks)
+    lengths = numbers_of(ks)
+    check_lengths(lengths)
     lines = [f"# drafting off\n{wanted.order(0).shown(SHOWN_PORT)}"]
-    return "\n".join(lines + [f"# drafting on, k = {k}\n{wanted.order(k).shown(SHOWN_PORT)}" for k in ks])
+    return "\n".join(lines + [f"# drafting on, k = {k}\n{wanted.order(k).shown(SHOWN_PORT)}" for k in lengths])
 
 
 def one_at_a_time(wanted: Wanted | None) -> bool:
@@ -157,7 +167,7 @@ def checkpoints(target: str, drafter: str) -> tuple[str, str | None]:
     return str(EMBEDDED_PAIR / "target") if target == EMBEDDED else target, drafter or None
 
 
-def in_process(ctx: typer.Context, ks: tuple[int, ...] | None, concurrencies: tuple[int, ...]) -> Contest:
+def in_process(ctx: typer.Context, ks: Lengths | None, concurrencies: tuple[int, ...]) -> Contest:
     """The arms of an engine in this process. Raises UsageError for more than one request in flight."""
     if concurrencies != (1,):
         raise UsageError("the engine in this process answers one request at a time; leave out --concurrency")
@@ -167,11 +177,12 @@ def in_process(ctx: typer.Context, ks: tuple[int, ...] | None, concurrencies: tu
         target, drafter = checkpoints(ctx.params["target"], ctx.params["drafter"])
         if drafter is None:
             raise UsageError("--engine transformers needs --drafter: the checkpoint that drafts")
-        return transformers_contest(target, drafter, ks or (DEFAULT_K,))
+        return transformers_contest(target, drafter, numbers_of(ks))
     from paceline.flags import options_of
     from paceline.terminal import load
 
-    llm = load(options_of(ctx), None if ks is None else max(ks))
+    numbers = [k for k in ks or () if k is not None]
+    llm = load(options_of(ctx), max(numbers, default=None))
     return local_contest(llm, ks or (llm.resolved.k,))
 
 

@@ -101,7 +101,8 @@ def run_bench(
 
 
 def _report(record: dict[str, Any], output: Output, console: Console) -> None:
-    """Writes and shows a record."""
+    """Writes and shows a record, without this machine's folders."""
+    record = files.portable(record)
     files.write_record(output.out, record)
     if output.html is not None:
         files.write_text(output.html, html_report(record))

@@ -8,13 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 from paceline.bench.arms import Answer, Ask, Candidate, Drafting, Facts
 from paceline.bench.harness import Contest
 from paceline.errors import UsageError
-from paceline.types import Completion, Prompt, SamplingParams
+from paceline.types import AUTO, Completion, DraftLength, Prompt, SamplingParams
 
 
 class Engine(Protocol):
     """paceline.llm.LLM, or a fake. `k` is the draft length, 0 for no drafting."""
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams, /, *, k: int) -> list[Completion]: ...
+    def generate(self, prompts: list[Prompt], params: SamplingParams, /, *, k: DraftLength) -> list[Completion]: ...
 
 
 @runtime_checkable
@@ -25,9 +25,9 @@ class Described(Protocol):
 
 
 class LocalArm:
-    """One draft length of an engine in this process, which answers one text at a time."""
+    """One draft length, or "auto", of an engine in this process, which answers one text at a time."""
 
-    def __init__(self, engine: Engine, k: int) -> None:
+    def __init__(self, engine: Engine, k: DraftLength) -> None:
         self.engine, self.k = engine, k
 
     async def open(self) -> None:
@@ -40,8 +40,8 @@ class LocalArm:
         """An engine of ours does what it is told."""
         details = dict(self.engine.describe()) if isinstance(self.engine, Described) else {}
         return Facts(
-            engine="paceline", version=None, model=str(details.get("checkpoint", "")), drafts=self.k > 0,
-            why=f"k = {self.k} in each call", k=self.k, acceptance="the engine's statistics of each text",
+            engine="paceline", version=None, model=str(details.get("checkpoint", "")), drafts=self.k != 0,
+            why=f"k = {self.k} in each call", k=None if self.k == AUTO else self.k, acceptance="the engine's statistics of each text",
             details=details,
         )  # fmt: skip
 
@@ -59,10 +59,13 @@ class LocalArm:
         return None
 
 
-def local_contest(engine: Engine, ks: Sequence[int]) -> Contest:
-    """The arms of one engine in this process. Raises UsageError for a draft length that drafts nothing."""
-    check_lengths(ks)
-    return Contest(LocalArm(engine, 0), {k: LocalArm(engine, k) for k in ks})
+def local_contest(engine: Engine, ks: Sequence[int | None]) -> Contest:
+    """The arms of one engine in this process; k = None is the controller's own choice, round by round.
+
+    Raises UsageError for a draft length that drafts nothing.
+    """
+    check_lengths([k for k in ks if k is not None] or [1])
+    return Contest(LocalArm(engine, 0), {k: LocalArm(engine, AUTO if k is None else k) for k in ks})
 
 
 def check_lengths(ks: Sequence[int]) -> None:
