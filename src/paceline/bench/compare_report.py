@@ -185,7 +185,7 @@ def _gain_table(title: str, cells: list[Cell], labels: tuple[str, str]) -> Table
 
 
 def _where(cell: Cell) -> str:
-    mine, theirs = ("unknown" if k is None else str(k) for k in cell.k)
+    mine, theirs = ("auto or not told" if k is None else str(k) for k in cell.k)
     arm = "off" if cell.arm == "off" else f"k = {mine}" if mine == theirs else f"k = {mine} and {theirs}"
     load = f", {cell.concurrency} at once" if cell.concurrency > 1 else ""
     return f"{'all' if cell.category is None else name(cell.category)}, t = {cell.temperature:g}, {arm}{load}"

@@ -145,7 +145,7 @@ def in_order(blocks: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _k(key: str) -> str:
-    return "unknown" if key == "None" else key
+    return "auto or not told" if key == "None" else key
 
 
 def _yes(value: bool | None) -> str:

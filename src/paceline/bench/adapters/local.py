@@ -41,8 +41,8 @@ class LocalArm:
         details = dict(self.engine.describe()) if isinstance(self.engine, Described) else {}
         return Facts(
             engine="paceline", version=None, model=str(details.get("checkpoint", "")), drafts=self.k != 0,
-            why=f"k = {self.k} in each call", k=None if self.k == AUTO else self.k, acceptance="the engine's statistics of each text",
-            details=details,
+            why=f"k = {self.k} in each call", k=None if self.k == AUTO else self.k, details=details,
+            acceptance="the engine's statistics of each text",
         )  # fmt: skip
 
     async def answer(self, ask: Ask) -> Answer:
