@@ -44,23 +44,18 @@ def measured(tmp_path: Path, count: int, options: BenchOptions = OPTIONS, **faul
         )
 
 
-@pytest.mark.parametrize(("speedup", "least", "most"), [(1.0, 0.7, 1.4), (4.0, 1.7, 4.2)])
-def test_the_planted_speedup_times_and_acceptance_are_found(
-    tmp_path: Path, speedup: float, least: float, most: float
-) -> None:
-    # Real time, so only roughly on a busy machine: in virtual time intervals cover what is planted (test_bench_truth).
+def test_times_and_acceptance_are_those_of_the_servers(tmp_path: Path) -> None:
+    # Real time has no upper bound on a busy machine: that intervals cover what is planted is tested in virtual time.
     times = {"ttft_s": 0.05, "tpot_s": 0.004}
-    with MockServer(Plan(**times)) as off, MockServer(Plan(drafts=True, speedup=speedup, accept=0.6, **times)) as on:
+    with MockServer(Plan(**times)) as off, MockServer(Plan(drafts=True, speedup=4.0, accept=0.6, **times)) as on:
         stored = bench(tmp_path / "r.json", contest(off, on), 10)
     summary, rows = stored["summary"], stored["measurements"]
-    assert least < summary["speedup"] < most
-    # The servers say how long each text took, after a look and a warm-up: none was timed shorter, or much longer.
+    # The servers say how long each text took, after a look and a warm-up: none was timed shorter.
     took = {"off": iter(off.took_s[2:]), "on": iter(on.took_s[2:])}
     more = [row["seconds"] - next(took[row["arm"].removesuffix("2")]) for row in rows]
     assert min(more) > -0.001
-    assert sorted(more)[len(more) // 2] < 0.05
     assert min(row["ttft_s"] for row in rows if row["arm"] == "off") >= 0.05
-    assert summary["tpot_s"]["off"]["median"] == pytest.approx(0.004, rel=0.5)
+    assert summary["tpot_s"]["off"]["median"] >= 0.9 * 0.004
     assert summary["acceptance_length"] == pytest.approx(1 + 0.6 + 0.36 + 0.216 + 0.1296, rel=0.25)
     assert len(summary["acceptance_by_position"]) == 4
     assert summary["equal_outputs"] == summary["off_vs_off_equal_outputs"] == 1.0
