@@ -24,8 +24,7 @@ from scipy.optimize import least_squares
 
 from paceline import acceptance
 from paceline.advisor import machines, speed
-from paceline.advisor.advise import SMALL
-from paceline.advisor.priors import prior
+from paceline.advisor.priors import SMALL, prior
 from paceline.bench import record as files
 from paceline.config import DrafterConfig, TextConfig
 from paceline.shapes import drafter_config, target_config

@@ -144,7 +144,7 @@ def main() -> None:
     costs = tables(options.k_max)
     settings = {"seeds": options.seeds, "tokens": options.tokens, "k_max": options.k_max}
     record = head("paceline-controller-sim/1", ["synthetic traces", "round times measured"], settings)
-    record["costs"] = {name: [round(ms, 4) for ms in table.times(1, 170).tolist()] for name, table in costs.items()}
+    record["costs"] = {name: [round(ms, 4) for ms in table.times(1, 170)] for name, table in costs.items()}
     runs, lines = [], []
     for name, table in costs.items():
         for workload in WORKLOADS:

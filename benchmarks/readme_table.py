@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import advisor_tables
 import gpu_tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -259,6 +260,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-rows/1": (rows_table, rows_line),
     "paceline-near-ties/1": (near_ties_table, near_ties_line),
     **gpu_tables.views(table),
+    **advisor_tables.views(table),
 }
 
 

@@ -25,11 +25,11 @@ from test_verification_exact import CONTROLLERS, random_case
 
 def added_up(cases: int) -> dict[str, Any]:
     """The greatest error of each mode over random cases, drafts kept, and what the controls miss by."""
-    errors = dict.fromkeys(v.MODES, 0.0)
-    kept: dict[str, list[float]] = {mode: [] for mode in v.MODES}
+    errors = dict.fromkeys(v.ACCEPT_MODES, 0.0)
+    kept: dict[str, list[float]] = {mode: [] for mode in v.ACCEPT_MODES}
     for case in range(cases):
         world, play = random_case(case)
-        for mode in v.MODES:
+        for mode in v.ACCEPT_MODES:
             law, mean = worlds.exact(world, worlds.replace(play, mode=mode), 2)
             errors[mode] = max(errors[mode], float(np.abs(law - world.plain(2)).max()))
             kept[mode].append(mean)
@@ -43,13 +43,13 @@ def largest() -> dict[str, float]:
     return {
         mode: max(worlds.distance(world, worlds.Play(mode, 3, more, greedy), 3)
                   for more in CONTROLLERS.values() for greedy in (False, True))
-        for mode in v.MODES
+        for mode in v.ACCEPT_MODES
     }  # fmt: skip
 
 
 def drawn(options: Any) -> dict[str, Any]:
     """p-values of the honest cases and of the controls."""
-    uniform = {mode: law_cases.uniformity(mode, options.cases, options.draws // 50) for mode in v.MODES}
+    uniform = {mode: law_cases.uniformity(mode, options.cases, options.draws // 50) for mode in v.ACCEPT_MODES}
     return {
         "joint": law_cases.joint(options.draws),
         "uniformity": {mode: {"ks_p": ks, "p_values": found} for mode, (ks, found) in uniform.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -69,6 +70,7 @@ class Browser:
 
     def _next(self) -> Message:
         while b"\0" not in self.rest:
+            assert select.select([self.back], [], [], TIMEOUT_S)[0], "the browser does not answer"
             part = self.back.read(1 << 20)
             assert part, "the browser went away"
             self.rest += part

@@ -22,6 +22,12 @@ if TYPE_CHECKING:  # importing these takes seconds, and most test files need nei
     from zoo import Model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache; round times are measured once for all of them."""
+    os.environ["PACELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def quiet_torch() -> Iterator[None]:
     """No gradients, and one thread: on tiny shapes a second one only waits."""

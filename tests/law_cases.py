@@ -26,7 +26,7 @@ def counts(world: World, play: Play, tokens: int, draws: int, base: int = 0) -> 
 
 def plays() -> Iterator[tuple[str, Play]]:
     """Every mode with drawn and with argmax drafts, at full length and with a controller."""
-    for mode in v.MODES:
+    for mode in v.ACCEPT_MODES:
         for greedy in (False, True):
             for name, more in (("always", worlds.always), ("confident", worlds.confident(0.5))):
                 yield f"{mode}, {'argmax' if greedy else 'drawn'} drafts, {name}", Play(mode, 2, more, greedy)
@@ -48,7 +48,7 @@ def holm(p_values: list[float]) -> float:
     return min(1.0, min(p_values) * len(p_values))
 
 
-def uniformity(mode: v.Mode, cases: int, draws: int, wrong: Play | None = None) -> tuple[float, list[float]]:
+def uniformity(mode: v.AcceptMode, cases: int, draws: int, wrong: Play | None = None) -> tuple[float, list[float]]:
     """Kolmogorov-Smirnov p-value of the p-values of random cases being uniform, and those p-values."""
     from scipy.stats import kstest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from shell import Shell
@@ -43,6 +44,7 @@ def test_26b_alone_on_modest_hardware_is_flagged(machine: str) -> None:
     assert found.verdict == CAUTION
     assert "batch 4 to 8" in found.reason
     assert "--batch 4" in found.change
+    assert "tokens/s together, predicted" in found.change
 
 
 def test_26b_is_not_flagged_side_by_side_or_on_a_fast_machine() -> None:
@@ -96,6 +98,36 @@ def test_steps_come_cheapest_first() -> None:
     assert judged(CARD, "12b", "bf16").change == "at 8 bit it fits"
 
 
+def test_what_would_make_it_faster_fits_and_is_faster() -> None:
+    found = advise(find("gb10"), Wish())
+    for decision in found.decisions:
+        if decision.faster:
+            size, precision = decision.faster.split(":")[0].lower().split(" at ")
+            other = row(found, size, precision)
+            assert other.forecast is not None
+            assert decision.forecast is not None
+            assert other.fits
+            assert other.forecast.rate.middle >= 1.25 * decision.forecast.rate.middle
+            assert f"{other.forecast.rate.low:.0f} to {other.forecast.rate.high:.0f} tokens/s" in decision.faster
+    assert row(found, "31b", "bf16").faster.startswith("31B at 8 bit: ")
+    assert row(found, "e2b", "4.5 bit").faster == ""
+
+
+def test_nothing_is_faster_than_its_ceiling() -> None:
+    for machine in ("h100", "gb10", "phone"):
+        for decision in advise(find(machine), Wish()).decisions:
+            assert decision.forecast is not None
+            assert 0 < (decision.forecast.of_ceiling or 0) < 1
+
+
+def test_an_unknown_bandwidth_leaves_every_speed_out() -> None:
+    found = advise(Machine(name="x", kind="any", memory=1e12), Wish(target="26b-a4b"))
+    for decision in found.decisions:
+        assert decision.forecast is None
+        assert decision.faster == ""
+        assert "(--batch 4)" in decision.change
+
+
 def test_wishes_are_checked() -> None:
     for wrong, match in (({"target": "70b"}, "no size"), ({"output": 8192}, "output"), ({"batch": 0}, "batch")):
         with pytest.raises(UsageError, match=match):
@@ -125,6 +157,20 @@ def test_commands() -> None:
     assert "vLLM" not in commands(setup(size="26b-a4b", precision="4.5 bit"))
     assert "Transformers" not in commands(setup(batch=2))
     assert "--speculative-num-steps 3" in commands(setup(batch=2))["SGLang"]
+    mixture = commands(setup(size="26b-a4b"))["SGLang"]
+    assert "--speculative" not in mixture
+    assert "two GPUs" in mixture
+    assert "OLLAMA_NUM_PARALLEL=2" in commands(setup(batch=2))["Ollama"]
+    assert "OLLAMA_NUM_PARALLEL" not in found["Ollama"]
+    assert "-c 16384 -np 2" in commands(setup(batch=2))["llama.cpp"]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_vllm_gets_valid_json_with_its_three_keys(size: str) -> None:
+    command = commands(setup(size=size, k=3))["vLLM"]
+    assert json.loads(command.split("'")[1]) == {
+        "method": "mtp", "model": command.split()[2] + "-assistant", "num_speculative_tokens": 3
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["cuda", "apple", "any"])
@@ -170,7 +216,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     run(monkeypatch, "--gpu", "h100")
     assert "\u2026" not in capsys.readouterr().out  # nothing is cut off on a narrow terminal
     run(monkeypatch, "--gpu", "phone", "--target", "e2b")
-    assert "E2B at k = 2 1.30x (predicted" in capsys.readouterr().out
+    assert "Of 3 published speed-ups of E2B in other engines, 0 lie in the range" in capsys.readouterr().out
     run(monkeypatch, "--memory", "24GB", "--target", "E2B")
     out, err = capsys.readouterr()
     assert "bandwidth is unknown" in out
@@ -185,7 +231,62 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (("--memory=-24GB",), "above zero"),
         (("--gpu", "h100", "--target", "70b"), "there is no size '70b'"),
         (("--gpu", "h100", "--category", "x"), "there is no category 'x'"),
+        (("--gpu", "h100", "--bandwidth", "1008"), "bandwidth needs a number and its unit"),
+        (("--gpu", "h100", "--memory", "24GB/s"), "memory needs a number and its unit"),
+        (("--bandwidth", "1TB/s"), "--bandwidth alone says nothing of what fits"),
+        (("--gpu", "h100", "--batch", "0"), "batch must lie in 1 .. 1024, not 0"),
+        (("--gpu", "h100", "--batch=-1"), "batch must lie in 1 .. 1024, not -1"),
+        (("--gpu", "h100", "--context", "0"), "2 tokens at least, not 0"),
+        (("--gpu", "h100", "--context", "512"), "output must lie in 1 .. 511"),
+        (("--gpu", "h100", "--target", "e2b", "--context", "200000"), "more than 131072, the most these sizes take"),
+        (("--gpu", "h100", "--temperature", "3"), "temperature must lie in 0 .. 2"),
+        (("--gpu", "m6 ultra"), "Apple M"),
     ],
 )
 def test_bad_input_is_one_sentence(shell: Shell, words: tuple[str, ...], wanted: str) -> None:
     shell.refuses_in_one_line(wanted, "advise", *words)
+
+
+# ---- measured rounds ------------------------------------------------------------------------------------------------
+
+MEASURED = {"rows": [{"batch": 1, "k": k, "context": 4096, "ms": 20.0 + k} for k in (0, 1, 2, 4)]}
+
+
+def table(folder: Path) -> Path:
+    path = folder / "rounds.json"
+    path.write_text(json.dumps(MEASURED), "utf-8")
+    return path
+
+
+def test_measured_rounds_stand_for_the_predicted_ones_of_that_size_in_bf16(tmp_path: Path) -> None:
+    machine, wish = find("h100"), Wish(target="31b")
+    predicted, found = advise(machine, wish), advise(machine, wish, table(tmp_path))
+    first, second = (row(a, "31b", "bf16").forecast for a in (found, predicted))
+    assert first is not None
+    assert second is not None
+    assert first.plain_s == pytest.approx(0.020)
+    assert first.k <= 4  # the table knows no longer ones
+    assert first.round_s == pytest.approx(0.020 + 1e-3 * first.k)
+    assert second.plain_s != pytest.approx(0.020, rel=0.01)
+    assert row(found, "31b", "8 bit") == row(predicted, "31b", "8 bit")
+    blind = advise(Machine(name="x", kind="cuda", memory=1e12), wish, table(tmp_path))
+    assert blind.best is not None
+    assert blind.best.precision == "bf16"
+    assert json.loads(json.dumps(record(blind), allow_nan=False))["measured"] == "rounds.json"
+
+
+def test_measured_rounds_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--gpu", "h100", "--target", "31b", "--cost", str(table(tmp_path)), "--explain")
+    out = capsys.readouterr().out
+    assert "31B at bf16 were measured (rounds.json)" in out
+    assert "Rounds: round times of 31B at bf16 were measured (rounds.json); the others are predicted." in out
+
+
+def test_measured_rounds_that_do_not_go(shell: Shell) -> None:
+    path = table(shell.folder)
+    shell.refuses_in_one_line("say with --target which", "advise", "--gpu", "h100", "--cost", path)
+    words = ("advise", "--gpu", "h100", "--target", "31b", "--cost")
+    shell.refuses_in_one_line("cannot read none.json", *words, "none.json")
+    shell.refuses_in_one_line("knows no measured ones", *words, path, "--html", "a.html")

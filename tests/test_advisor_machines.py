@@ -34,6 +34,18 @@ def test_unknown_names_offer_the_nearest(name: str, near: str) -> None:
     assert near in str(caught.value)
 
 
+WANTED = (
+    "rtx 3090, rtx 4090, rtx 5090, a100, h100, h200, b200, l40s, gb10, dgx spark, rtx pro 6000, mi300x, strix halo, m1,"
+    " m1 pro, m1 max, m1 ultra, m2, m2 pro, m2 max, m2 ultra, m3, m3 pro, m3 max, m3 ultra, m4, m4 pro, m4 max, m5,"
+    " m5 pro, m5 max, snapdragon, iphone 17 pro, phone"
+)
+
+
+@pytest.mark.parametrize("name", WANTED.split(", "))
+def test_the_machines_that_people_ask_about_are_there(name: str) -> None:
+    assert find(name).source
+
+
 def test_a_name_like_nothing_gets_examples() -> None:
     with pytest.raises(UsageError, match="examples are RTX 4090"):
         find("??")

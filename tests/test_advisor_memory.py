@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+import paceline
 from paceline import roofline
-from paceline.advisor import memory
+from paceline.advisor import cpu_memory, memory
 from paceline.advisor.memory import PRECISIONS, Use, longest_context, plan
-from paceline.device.memory import MARGIN_BYTES, Need
+from paceline.advisor.page import size_data
+from paceline.config import DrafterConfig, TextConfig
+from paceline.device.memory import MARGIN_BYTES, Need, held_bytes
+from paceline.llm import LLM
+from paceline.models.gemma4 import Target
+from paceline.models.mtp import MtpDrafter
+from paceline.models.plan import Plan
 from paceline.shapes import SHAPES, drafter_config, target_config
+from paceline.types import SamplingParams
+from paceline.weights import Header
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import advisor_memory
+import memory as memory_driver
 
 GIB = 2**30
 # GiB on a 24 GiB card, one text: weights with encoders, drafter in bf16, keys and values, at 32k and at 128k.
@@ -45,7 +63,9 @@ def test_that_tolerance_tells_precisions_apart() -> None:
 
 @pytest.mark.parametrize("size", DRAFTER_FILE)
 def test_drafters_take_what_their_files_take(size: str) -> None:
-    assert memory.drafter_bytes(drafter_config(size)) == pytest.approx(DRAFTER_FILE[size], abs=20_000)  # a header
+    drafter = drafter_config(size)
+    stored = memory.drafter_bytes(drafter) - 2 * roofline.drafter_vectors(drafter)  # files keep norms in bf16 too
+    assert stored == pytest.approx(DRAFTER_FILE[size], abs=20_000)  # a header
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -81,3 +101,101 @@ def test_the_int8_head_is_a_copy_beside_dense_heads_only() -> None:
     assert plan(target_config("e2b"), drafter_config("e2b"), 16, Use(int8_head=True)).draft_head == 0
     without = plan(target_config("31b"), drafter_config("31b"), 16, Use(drafter=False, int8_head=True))
     assert without.drafter == without.draft_head == 0
+
+
+# ---- weights, from the model's own files ----------------------------------------------------------------------------
+
+
+def headers(plan: Plan) -> dict[str, Header]:
+    """What a bf16 checkpoint of that model would say of its tensors."""
+    integers = {"masked_embedding.token_ordering"}
+    return {
+        name: Header(Path("x"), name, place.shape, torch.int64 if name in integers else torch.bfloat16, 0)
+        for name, place in plan.places.items()
+    }
+
+
+def built(config: TextConfig, drafter: DrafterConfig) -> tuple[Plan, Plan]:
+    """Both models on a backend that stores nothing."""
+    own, small = (cpu_memory.Counting().plan(torch.bfloat16) for _ in range(2))
+    Target(config, own)
+    MtpDrafter(drafter, config, small)
+    return own, small
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_weights_on_a_gpu_are_what_the_engine_counts_before_it_loads(size: str) -> None:
+    config, drafter = target_config(size), drafter_config(size)
+    own, small = built(config, drafter)
+    found = plan(config, drafter, 16, Use())
+    assert found.target == held_bytes(headers(own), 2)
+    assert found.drafter == held_bytes(headers(small), 2)
+    assert plan(config, drafter, 8, Use()).target < found.target < 2.0 * plan(config, drafter, 8, Use()).target
+
+
+# ---- the CPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair() -> LLM:
+    """The embedded pair, after a text of 64 + 24 tokens with up to 5 drafts a round."""
+    llm = LLM.from_pretrained("embedded")
+    llm.generate([list(range(3, 67))], SamplingParams(max_tokens=24, ignore_eos=True), k=5)
+    return llm
+
+
+def test_the_embedded_pair_takes_what_is_planned_to_the_byte(pair: LLM) -> None:
+    engine = pair.engine
+    drafter: MtpDrafter = engine.drafter.model  # type: ignore[attr-defined]
+    found = cpu_memory.arrays(engine.target.config, drafter.config, 64 + 24 + 5)
+    assert found.target == memory_driver.weights_bytes(engine.target)
+    assert found.drafter == memory_driver.weights_bytes(drafter)
+    assert engine.storage is not None
+    assert found.cache == engine.storage.nbytes
+    assert cpu_memory.arrays(engine.target.config, drafter.config, 64 + 24 + 5 + 64).cache > engine.storage.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_cpu_plan_is_made_of_those_arrays(dtype: torch.dtype) -> None:
+    config, drafter = target_config("e2b"), drafter_config("e2b")
+    found = plan(config, drafter, 16, Use(context=5000, device="cpu"))
+    arrays = cpu_memory.arrays(config, drafter, 5000 + 15)
+    assert (found.target, found.drafter) == (arrays.target, arrays.drafter)
+    assert found.kv_sliding + found.kv_full == arrays.cache
+    assert plan(config, drafter, 16, Use(context=5000, batch=8, device="cpu")) == found  # one text after another
+    assert cpu_memory.target_bytes(config, dtype) >= dtype.itemsize * roofline.parameters(config).total
+    longest = longest_context(config, drafter, 16, Use(device="cpu"), found.total)
+    assert 5000 - 64 <= longest <= 5000
+
+
+def test_the_measured_peaks_are_within_3_percent_of_the_plan() -> None:
+    folder = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+    record = json.loads((folder / "advisor_memory.json").read_text("utf-8"))
+    assert any("embedded" in row["name"] for row in record["rows"])
+    for row in record["rows"]:
+        assert abs(row["planned_bytes"] / row["peak_bytes"] - 1) < 0.03, row["name"]
+    assert advisor_memory.recorded_rows() == [row for row in record["rows"] if "embedded" not in row["name"]]
+
+
+def test_the_embedded_pair_is_planned_from_its_files(pair: LLM) -> None:
+    folder = Path(paceline.__file__).parent / "assets" / "pair"
+    engine = pair.engine
+    planned = advisor_memory.planned(folder, 64 + 24 + 5)
+    arrays = memory_driver.weights_bytes(engine.target) + memory_driver.weights_bytes(engine.drafter.model)  # type: ignore[attr-defined]
+    assert engine.storage is not None
+    assert 1 < planned / (arrays + engine.storage.nbytes) < 1.1
+
+
+@pytest.mark.parametrize("machine", ["cpu", "cuda"])
+def test_the_pages_sums_are_the_plan(machine: str) -> None:
+    from paceline.advisor.machines import Machine
+
+    data = size_data("e4b", Machine(name="x", kind=machine, memory=1e12))["memory"]["bf16"]
+    config, drafter = target_config("e4b"), drafter_config("e4b")
+    for batch, context in ((1, 1), (3, 1000), (9, 70_000)):
+        found = plan(config, drafter, 16, Use(batch=batch, context=context, device=machine))
+        texts = batch if data["side_by_side"] else 1
+        pages = texts * -(-(context + data["beyond"]) // 64) + data["spare_pages"]
+        kv = pages * data["page"] + (texts + data["spare_rings"]) * data["ring"]
+        rope = (context + 16) * data["rope_position"]
+        assert data["weights"] + data["drafter"] + data["work"] + kv + rope == pytest.approx(found.total, rel=1e-9)

@@ -96,6 +96,9 @@ def test_overlap_reads_fewer_experts() -> None:
     assert speed.experts(config, Load(k=4)) == pytest.approx(35.3, abs=0.1)
     assert speed.experts(config, Load(k=4, overlap=1.0)) == 8
     assert speed.experts(config, Load(k=4, distinct_experts=20.0)) == 20
+    # Texts side by side choose on their own: overlap within each leaves a batch nearly all experts.
+    assert speed.experts(config, Load(batch=2, k=4)) == pytest.approx(roofline.distinct(128, 8, 10))
+    assert speed.experts(config, Load(batch=2, overlap=1.0, k=4)) == pytest.approx(roofline.distinct(128, 8, 2))
     assert speed.experts(target_config("31b"), Load()) is None
     with pytest.raises(UsageError, match="overlap"):
         Load(overlap=1.5)

@@ -44,7 +44,7 @@ def test_commands_refuse_damaged_weights(shell: Shell, pair: Pair, command: str,
 @pytest.mark.parametrize("command", ["generate", "chat", "bench"])
 @pytest.mark.parametrize("k", ["-1", "16"])
 def test_draft_lengths_are_refused_before_loading(shell: Shell, pair: Pair, command: str, k: str) -> None:
-    wanted = f"draft length k must be a whole number from 0 to 15, not {k}"
+    wanted = f"draft length k must be 'auto' or a whole number from 0 to 15, not {k}"
     shell.refuses_in_one_line(wanted, *COMMANDS[command], "--target", pair.target, "--k", k)
 
 
@@ -60,6 +60,12 @@ FLAGS = [
     ("--seed", "-1", "seed must lie"),
     ("--max-tokens", "0", "max_tokens must be"),
     ("--stop", "", "stop strings must not be empty"),
+    ("--accept", "typical", "accept must be one of coupled, rejection, block, not 'typical'"),
+    ("--sampling", "best", "--sampling is 'flags' or 'model', not 'best'"),
+    ("--json-schema", "none.json", "json_schema: cannot read none.json: No such file"),
+    ("--grammar", ".", "grammar: cannot read .: Is a directory"),
+    ("--regex", "a(", "regex cannot be used: "),
+    ("--regex", "", "regex must be a string that is not empty"),
 ]
 
 
@@ -67,6 +73,26 @@ FLAGS = [
 @pytest.mark.parametrize(("flag", "value", "match"), FLAGS)
 def test_flags_out_of_range(shell: Shell, command: str, flag: str, value: str, match: str) -> None:
     shell.refuses_in_one_line(match, *COMMANDS[command], flag, value)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_grammar_files_are_refused_before_loading(shell: Shell, command: str, tmp_path: Path) -> None:
+    words = [*COMMANDS[command], "--target", "/no/such/folder"]
+    (tmp_path / "s.json").write_text('{"type": "strin"}')
+    (tmp_path / "g.lark").write_bytes(b"start: \xff")
+    shell.refuses_in_one_line("json_schema cannot be used: Invalid type: strin", *words, "--json-schema", "s.json")
+    shell.refuses_in_one_line("grammar: cannot read g.lark: it is not UTF-8 text", *words, "--grammar", "g.lark")
+    shell.refuses_in_one_line(
+        "json_schema and regex exclude each other", *words, "--json-schema", "s.json", "--regex", "a"
+    )
+
+
+@needs_target
+def test_advice_that_is_not_there_is_refused(shell: Shell, tmp_path: Path) -> None:
+    target = copy(EMBEDDED_PAIR / "target", tmp_path / "copy")
+    edit_json(target / "generation_config.json", do_sample=False)
+    err = shell.refuses("generate", "hi", "--target", target, "--drafter", "none", "--sampling", "model")
+    assert err.splitlines()[-1].endswith("advises no sampling; leave --sampling out")
 
 
 def test_flags_of_a_wrong_type_or_name(shell: Shell) -> None:
@@ -95,11 +121,23 @@ def test_bench_refuses_prompt_files(shell: Shell, tmp_path: Path) -> None:
     shell.refuses_in_one_line("cannot take 0 of", "bench", "--sample", "0")
 
 
+def test_bench_refuses_modes_and_temperatures_that_clash(shell: Shell) -> None:
+    shell.refuses_in_one_line("--accept goes with --temperatures", "bench", "--accept", "block")
+    both = ["--temperatures", "0,1", "--temperature", "1"]
+    shell.refuses_in_one_line("--temperature does not go with --temperatures", "bench", *both)
+    shell.refuses_in_one_line("--temperatures does not go with --shape", "bench", "--shape", "e2b", *both[:2])
+
+
 @needs_target
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         (["--drafter", "none"], "k must be at least 1"),
+        (["--drafter", "none", "--temperatures", "0,1"], "k must be at least 1"),
+        (["--temperatures", "0,x"], "temperatures must be numbers with commas between, not 'x'"),
+        (["--temperatures", "0,0"], "temperatures must differ"),
+        (["--temperatures", "1", "--accept", "typical"], "accept must be one of coupled, rejection, block"),
+        (["--temperatures", "1", "--html", "."], "cannot write .: it is a folder"),
         (["--drafter", "ngram", "--top-p", "7"], "top_p must lie in (0, 1], not 7.0"),
         (["--drafter", "ngram", "--repeats", "0"], "repeats must be at least 1"),
         (["--drafter", "ngram", "--max-tokens", "100000"], "exceed the context"),

@@ -281,7 +281,7 @@ def test_a_bare_string_is_no_list_of_prompts(plain: LLM) -> None:
 
 @pytest.mark.parametrize("k", [-1, 16, 2.0, "4", True])
 def test_wrong_draft_lengths(plain: LLM, k: Any) -> None:
-    with pytest.raises(UsageError, match=f"must be a whole number from 0 to 15, not {k!r}"):
+    with pytest.raises(UsageError, match=f"must be 'auto' or a whole number from 0 to 15, not {k!r}"):
         plain.stream([3], k=k)
 
 

@@ -73,4 +73,4 @@ def test_a_surer_drafter_is_expected_to_be_right() -> None:
 
 
 def test_expected_tokens_are_those_of_a_chain() -> None:
-    assert expected_tokens(np.array([0.5, 0.5])).tolist() == [1.0, 1.5, 1.75]
+    assert expected_tokens([0.5, 0.5]) == [1.0, 1.5, 1.75]

@@ -23,15 +23,18 @@ from device_models import (
 )
 from gpu import HAVE_GPU
 
+from paceline.control.auto import Auto
+from paceline.control.cost import CostTable, Timing
 from paceline.device import graphs
 from paceline.device.drafters import MtpDraft
 from paceline.device.engine import DeviceEngine, Request
+from paceline.device.pilot import Pilot
 from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import PromptError, UsageError
 from paceline.kernels.gpu import attention
-from paceline.types import SamplingParams
+from paceline.types import AUTO, DraftLength, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def faster(monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Iterator[None]
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def request(prompt: list[int], new: int, k: int, params: SamplingParams = GREEDY, **options: Any) -> Request:
+def request(prompt: list[int], new: int, k: DraftLength, params: SamplingParams = GREEDY, **options: Any) -> Request:
     changed = {**vars(params), "max_tokens": new}
     return Request(prompt, SamplingParams(**changed), k, **options)
 
@@ -343,3 +346,48 @@ def test_the_server_writes_events(experts: Both) -> None:
     while server.engine.busy:
         server.engine.step()
     check_idle(server.engine)
+
+
+# ---- draft lengths left open ----------------------------------------------------------------------------------------
+
+
+class Watched(Pilot):
+    """A pilot that keeps what it chose and what it was told."""
+
+    def __init__(self) -> None:
+        table = CostTable([Timing(1, 0, 0, 2.0), Timing(1, 8, 0, 2.4)])
+        super().__init__(Auto(table, 8), offered=(0, 1, 2))
+        self.chosen, self.told = list[int](), list[Any]()
+
+    def choose(self, seats: Any) -> Any:
+        k, plan = super().choose(seats)
+        self.chosen.append(k)
+        return k, plan
+
+    def observe(self, plan: Any, served: Any) -> None:
+        self.told.append((len(self.chosen), [(one.k, one.accepted) for one in served]))
+        super().observe(plan, served)
+
+
+def test_open_draft_lengths_write_the_same_texts_beside_fixed_ones(sharing: Both) -> None:
+    """Two that leave k open, one right and one wrong, beside one of at most one draft."""
+    texts = [sharing.plain(prompt, GREEDY, 16) for prompt in PROMPTS[:3]]
+    wrong = [(token + 1) % VOCAB for token in texts[1]]
+    script = sharing.script((PROMPTS[0], texts[0]), (PROMPTS[1], wrong), (PROMPTS[2], texts[2]))
+    engine = sharing.engine(script, places=3)
+    engine.pilot = pilot = Watched()
+    asked = [request(PROMPTS[0], 7, AUTO), request(PROMPTS[1], 4, AUTO), request(PROMPTS[2], 5, 1)]
+    assert run(engine, *asked) == [texts[0][:7], texts[1][:4], texts[2][:5]]
+    assert all(done.accepted <= 1 for done in asked[2].rounds)
+    assert sum(done.accepted for done in asked[0].rounds) > 0
+    assert sum(done.accepted for done in asked[1].rounds) == 0
+    # A round is told of when the one after it has been chosen, and never before; only open ones are told of.
+    assert [so_far for so_far, _ in pilot.told[:2]] == [2, 3]
+    assert all(len(served) <= 2 for _, served in pilot.told)
+
+
+def test_an_engine_without_a_pilot_refuses_open_lengths(sharing: Both) -> None:
+    engine = sharing.engine(sharing.script((PROMPTS[0], [1])))
+    engine.submit(request(PROMPTS[0], 4, AUTO))
+    with pytest.raises(UsageError, match="needs a pilot"):
+        engine.step()

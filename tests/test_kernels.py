@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paceline.cache import PAGE, ring_slots
-from paceline.kernels import Block, Branch, Heads, LayerView, Ops, Reach, Rope, get_ops, jit
+from paceline.kernels import Block, Branch, Heads, LayerView, Ops, Reach, Rope, get_ops, jit, noise, reference
 from paceline.kernels.reference import rope_tables
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -364,3 +364,18 @@ def test_noise_is_stable_across_releases(ops: Any) -> None:
     assert noise == pytest.approx([0.08482025135306243], abs=1e-12)
     noise = ops.host(ops.gumbel(2026, 77, ops.indices([3, 1000, 262143]))).tolist()
     assert noise == pytest.approx([1.0669370627231538, 2.8888696435008447, -0.514883710485583], abs=1e-12)
+
+
+def test_compiled_noise_has_the_bits_of_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where arguments broadcast, and at the ends of their ranges."""
+    rng = np.random.default_rng(3)
+    seeds, positions = rng.integers(0, 2**64, (2, 40, 1, 1), dtype=np.uint64)
+    ids, words = rng.integers(0, 2**32, 30, dtype=np.uint64), np.arange(5, dtype=np.uint64)[:, None] * np.uint64(256)
+    cases = [(seeds, positions, ids, words), (2**64 - 1, 2**64 - 1, ids, 2**32 - 1), (0, 0, ids[:0], 0)]
+    for case in cases:
+        fast, slow = noise.philox_uniform(*case), reference.philox_uniform(*case)
+        assert fast.shape == slow.shape
+        assert fast.dtype == slow.dtype == np.float64
+        assert np.array_equal(fast, slow)
+    monkeypatch.setattr(noise, "COMPILED", False)
+    assert np.array_equal(noise.philox_uniform(*cases[0]), reference.philox_uniform(*cases[0]))

@@ -11,13 +11,15 @@ import paceline.errors
 
 ROWS = [
     "errors types acceptance available",
-    "config shapes roofline control",
+    "config generation shapes roofline control",
     "kernels",
     "weights models cache",
-    "processors sampling drafters verification",
+    "processors verification rejection structure sampling drafters",
     "speculate",
+    "steering",
     "text hub resolve flags",
-    "engine",
+    "engine recorder",
+    "calibration",
     "device",
     "llm __init__",
     "advisor bench train terminal",

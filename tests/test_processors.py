@@ -15,7 +15,6 @@ from paceline import sampling
 from paceline.drafters import NoDrafter
 from paceline.engine import Engine, Writer
 from paceline.kernels import get_ops
-from paceline.processors import Context
 from paceline.sampling import Sampler
 from paceline.types import Completion, SamplingParams, TokenEvent
 from paceline.weights import load_target
@@ -71,7 +70,7 @@ def our_laws(ops: Any, params: SamplingParams, text: Sequence[int], draft: Seque
     sampler = Sampler(ops, params, end_ids=frozenset(EOS))
     sampler.begin(PROMPT, VOCAB)
     sampler.extend(text, ops.array(x))
-    laws, processed = [], ops.array(x) if sampler.context is None else sampler._process(ops.array(x), draft)
+    laws, processed = [], sampler._rows(ops.array(x), draft)
     for r in range(len(x)):
         names, scores = sampler._candidates(ops.rows(processed, r, r + 1), None)
         law = torch.zeros(VOCAB, dtype=torch.float64)
@@ -273,8 +272,7 @@ def test_a_drafter_guesses_under_the_same_rules(ops: Any, params: SamplingParams
 
 
 def test_nothing_is_done_where_no_rule_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "process", None)
-    monkeypatch.setattr(Context, "of_prompt", None)
+    monkeypatch.setattr(sampling, "Context", None)
     ops = BACKENDS[0]
     for params in (SamplingParams(), SamplingParams(temperature=1.0, top_k=5, min_p=0.1, logprobs=2)):
         sampler, x = Sampler(ops, params, end_ids=frozenset(EOS)), ops.array(rows(3))

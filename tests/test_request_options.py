@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import copy
 from families import PROMPT, VOCAB, Oracle, Pair
 from test_processors import FAMILY, NEW, RULES, WINDOW, generate, unruled
 from zoo import ZOO, Model, Scripted
@@ -15,7 +18,7 @@ from zoo import ZOO, Model, Scripted
 from paceline.device.serve import DeviceServer
 from paceline.drafters import NoDrafter
 from paceline.engine import Engine
-from paceline.errors import UsageError
+from paceline.errors import ConfigError, UsageError
 from paceline.kernels import get_ops
 from paceline.llm import LLM
 from paceline.models.gemma4 import Target
@@ -97,6 +100,26 @@ def test_seeds_of_streams_do_not_meet() -> None:
     assert seeds[0] == 0
 
 
+def test_best_of_gives_the_likeliest_first(pairs: dict[str, Pair]) -> None:
+    """By the model's own log-probabilities, of the same texts that n would give; drafting or not."""
+    llm = LLM.from_pretrained(str(pairs[FAMILY].target), str(pairs[FAMILY].assistant))
+    prompts: list[Any] = [PROMPT, PROMPT[:7]]
+    every = llm.generate(prompts, replace(SAMPLED, n=5, logprobs=0), k=0)
+    for k in (0, 4):
+        best = llm.generate(prompts, replace(SAMPLED, n=2, best_of=5, logprobs=1), k=k)
+        for start in (0, 5):
+            means = [sum(e.chosen for e in d.logprobs or []) / len(d.token_ids) for d in every[start : start + 5]]
+            ranked = sorted(range(5), key=lambda i: -means[i])[:2]
+            found = best[:2] if start == 0 else best[2:]
+            assert [d.token_ids for d in found] == [every[start + i].token_ids for i in ranked]
+            assert [d.mean_logprob for d in found] == pytest.approx([means[i] for i in ranked])
+            assert all(len(e.top) == 1 for d in found for e in d.logprobs or [])
+    silent = llm.generate([PROMPT], replace(SAMPLED, best_of=5))
+    assert [(d.token_ids, d.logprobs, d.mean_logprob) for d in silent] == [(best[0].token_ids, None, None)]
+    with pytest.raises(UsageError, match="a stream is one text, and best_of is 5"):
+        llm.stream(PROMPT, replace(SAMPLED, best_of=5))
+
+
 class Recorder:
     """Stands where the GPU's engine does, and notes the jobs it is given."""
 
@@ -121,6 +144,42 @@ def test_n_texts_reach_a_batching_engine_as_requests(pairs: dict[str, Pair]) -> 
     assert len(llm.generate([PROMPT, PROMPT[:7]], replace(SAMPLED, n=2))) == 4
     own = [params.seed for params in seeds_of(SAMPLED, 2)]
     assert llm.engine.seeds == [(size, seed) for size in (len(PROMPT), 7) for seed in own]  # type: ignore[union-attr]
+
+
+# ---- what the checkpoint advises ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("advice", "wanted"),
+    [
+        ({"do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95}, {"temperature": 0.7, "top_k": 64,
+          "top_p": 0.95}),
+        ({"do_sample": True, "min_p": 0.1, "repetition_penalty": 1.2, "top_k": None}, {"temperature": 1.0, "min_p": 0.1,
+          "repetition_penalty": 1.2}),
+        ({"do_sample": False, "temperature": 0.7}, {}),
+        ({"temperature": 0.7}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoints_advice_is_offered(
+    pairs: dict[str, Pair], tmp_path: Path, advice: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    llm = LLM.from_pretrained(str(advised(pairs, tmp_path, advice)), None)
+    assert llm.sampling == wanted
+    assert SamplingParams(**llm.sampling, seed=3).temperature == wanted.get("temperature", 0.0)
+
+
+def test_advice_out_of_range_is_refused_where_it_is_asked_for(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    llm = LLM.from_pretrained(str(advised(pairs, tmp_path, {"do_sample": True, "top_p": 7, "temperature": 1.0})), None)
+    with pytest.raises(ConfigError, match=r"generation_config.json: top_p must lie in \(0, 1\], not 7"):
+        llm.sampling  # noqa: B018
+
+
+def advised(pairs: dict[str, Pair], to: Path, advice: dict[str, Any]) -> Path:
+    folder = copy(pairs[FAMILY].target, to)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "generation_config.json").write_text(json.dumps(advice))
+    return folder
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -150,6 +209,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": "3"}, "logprobs must be a whole number"),
     ({"n": 0}, "n must be at least 1"),
     ({"n": 2.0}, "n must be a whole number"),
+    ({"best_of": 1, "n": 2}, "best_of must be at least n, not 1"),
+    ({"best_of": 1.5}, "best_of must be a whole number"),
+    ({"accept": "typical"}, "accept must be one of coupled, rejection, block, not 'typical'"),
 ]
 
 
@@ -178,7 +240,14 @@ def test_bias_of_unknown_tokens_is_refused_before_the_first(pairs: dict[str, Pai
     assert drafter.rounds == 0
 
 
-def test_the_gpu_engine_refuses_what_it_does_not_serve() -> None:
+@pytest.mark.parametrize(
+    "values",
+    [{"logprobs": 0}, {"best_of": 2}, {"accept": "block"}, {"accept": "rejection"}, {"json_schema": "{}"},
+     {"regex": "a"}, {"grammar": "start: /a/"}],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_the_gpu_engine_refuses_what_it_does_not_serve(values: dict[str, Any]) -> None:
     server = DeviceServer.__new__(DeviceServer)  # refused before anything of it is used
-    with pytest.raises(UsageError, match="logprobs is not supported on device 'cuda' yet; use device 'cpu'"):
-        server.request(PROMPT, SamplingParams(logprobs=0), 0)
+    (name,) = values
+    with pytest.raises(UsageError, match=f"^{name} is not supported on device 'cuda' yet; use device 'cpu'$"):
+        server.request(PROMPT, SamplingParams(**values), 0)

@@ -16,7 +16,7 @@ from zoo import ZOO, Model, Random, RightThenWrong
 from paceline import cache as cache_module
 from paceline.cache import MAX_TENTATIVE, PAGE, KVCache, ring_slots
 from paceline.kernels import get_ops, simd
-from paceline.speculate import count_agreeing
+from paceline.sampling import count_agreeing
 from paceline.types import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")

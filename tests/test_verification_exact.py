@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ CONTROLLERS = {
 
 @pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("greedy", [False, True], ids=["drawn", "argmax"])
-@pytest.mark.parametrize("mode", v.MODES)
-def test_the_law_is_plain_sampling(mode: v.Mode, greedy: bool, controller: str) -> None:
+@pytest.mark.parametrize("mode", v.ACCEPT_MODES)
+def test_the_law_is_plain_sampling(mode: v.AcceptMode, greedy: bool, controller: str) -> None:
     """Three tokens, over rounds of up to three drafts, of the largest toy vocabulary and of a truncated one."""
     play = Play(mode, 3, CONTROLLERS[controller], greedy)
     whole, small = World.make(1, 6, 5), World.make(2, 4, 5)
@@ -40,7 +41,7 @@ def random_case(case: int) -> tuple[World, Play]:
     world = World.make(case, columns, k + 1)
     # In part with tokens that the target, the drafter or both rule out.
     p, q = (worlds.cut(laws, 0.8) if rng.random() < 0.3 else laws for laws in (world.p, world.q))
-    return World(p, q), Play("token", k, more)
+    return World(p, q), Play("rejection", k, more)
 
 
 def test_every_mode_is_exact_and_block_keeps_most() -> None:
@@ -48,12 +49,12 @@ def test_every_mode_is_exact_and_block_keeps_most() -> None:
     for case in range(200):
         world, play = random_case(case)
         kept = {}
-        for mode in v.MODES:
+        for mode in v.ACCEPT_MODES:
             law, kept[mode] = exact(world, replace(play, mode=mode), 2)
             assert np.abs(law - world.plain(2)).max() < EXACT, f"case {case}, {mode}"
-        assert kept["block"] >= kept["token"] - EXACT, f"case {case}: block keeps fewer drafts"
-        assert kept["token"] >= kept["coupled"] - EXACT, f"case {case}: token tests are optimal for each token"
-        gains.append(kept["block"] - kept["token"])
+        assert kept["block"] >= kept["rejection"] - EXACT, f"case {case}: block keeps fewer drafts"
+        assert kept["rejection"] >= kept["coupled"] - EXACT, f"case {case}: token tests are optimal for each token"
+        gains.append(kept["block"] - kept["rejection"])
     assert max(gains) > 0.01  # or the comparison above is of equals
 
 
@@ -61,11 +62,11 @@ def test_one_draft_is_kept_as_often_as_the_laws_overlap() -> None:
     for case in range(200):
         world = World.make(case, 2 + case % 5, 1)
         distance = np.abs(world.p[0] - world.q[0]).sum() / 2
-        for mode in ("token", "block"):
+        for mode in ("rejection", "block"):
             assert exact(world, Play(mode, 1), 1)[1] == pytest.approx(1 - distance, abs=EXACT)
         coupled = exact(world, Play("coupled", 1), 1)[1]  # Daliri et al. 2024, theorem 1
         assert (1 - distance) / (1 + distance) - EXACT <= coupled <= 1 - distance + EXACT
-        for mode in v.MODES:
+        for mode in v.ACCEPT_MODES:
             greedy = exact(world, Play(mode, 1, greedy=True), 1)[1]
             assert greedy == pytest.approx(world.p[0][0, world.q[0][0].argmax()], abs=EXACT)
 
@@ -78,12 +79,12 @@ def constant(p: list[float], q: list[float], reach: int) -> World:
 def test_the_block_papers_example() -> None:
     """Sun et al. 2024, section 3: laws (1/3, 2/3) and (2/3, 1/3), two drafts; 10/9 against 11/9 kept."""
     world = constant([1 / 3, 2 / 3], [2 / 3, 1 / 3], 3)
-    assert exact(world, Play("token", 2), 2)[1] == pytest.approx(10 / 9, abs=EXACT)
+    assert exact(world, Play("rejection", 2), 2)[1] == pytest.approx(10 / 9, abs=EXACT)
     assert exact(world, Play("block", 2), 2)[1] == pytest.approx(11 / 9, abs=EXACT)
 
 
-@pytest.mark.parametrize("mode", v.MODES)
-def test_equal_laws_keep_everything(mode: v.Mode) -> None:
+@pytest.mark.parametrize("mode", v.ACCEPT_MODES)
+def test_equal_laws_keep_everything(mode: v.AcceptMode) -> None:
     world = World.make(5, 4, 4)
     same = World(world.p, world.p)
     assert exact(same, Play(mode, 3), 2)[1] == pytest.approx(3, abs=EXACT)
@@ -92,14 +93,14 @@ def test_equal_laws_keep_everything(mode: v.Mode) -> None:
 
 def test_no_drafts_is_plain_sampling() -> None:
     nothing, p = np.zeros((5, 0), np.int64), np.random.default_rng(1).dirichlet(np.ones(4), (5, 1))
-    for mode in v.MODES:
+    for mode in v.ACCEPT_MODES:
         assert np.array_equal(v.law(mode, nothing, np.zeros((5, 0, 4)), p), p)
         noise = v.round_noise(mode, 3, 9, 0, np.arange(4, dtype=np.uint64))
         assert v.verify(mode, nothing[0], np.zeros((0, 4)), p[0], noise).kept == 0
 
 
-@pytest.mark.parametrize("mode", ["token", "block"])
-def test_a_law_is_a_law(mode: v.Mode) -> None:
+@pytest.mark.parametrize("mode", ["rejection", "block"])
+def test_a_law_is_a_law(mode: v.AcceptMode) -> None:
     world = World.make(3, 5, 4)
     for paths, _ in worlds.drafts_of(world, 1, Play(mode, 3)):
         found = v.law(mode, paths[:, 1:], *worlds.honest_laws(world, paths, 1))
@@ -119,26 +120,26 @@ def test_a_broken_round_has_another_law(name: str) -> None:
 def test_argmax_drafts_taken_for_drawn_ones_give_the_known_wrong_law() -> None:
     """Laws (.5, .3, .2) and (.7, .2, .1) come out as (.714, .143, .143)."""
     world = constant([0.5, 0.3, 0.2], [0.7, 0.2, 0.1], 1)
-    law, _ = exact(world, Play("token", 1, greedy=True, told=worlds.honest_laws), 1)
+    law, _ = exact(world, Play("rejection", 1, greedy=True, told=worlds.honest_laws), 1)
     np.testing.assert_allclose(law, [5 / 7, 1 / 7, 1 / 7], rtol=0, atol=EXACT)
 
 
 # ---- input and noise ------------------------------------------------------------------------------------------------
 
 HALF = np.full((1, 2), 0.5)
-NOISE = v.round_noise("token", 0, 0, 1, np.arange(2, dtype=np.uint64))
+NOISE = v.round_noise("rejection", 0, 0, 1, np.arange(2, dtype=np.uint64))
 
 
 @pytest.mark.parametrize(
     ("mode", "q", "p", "message"),
     [
-        ("typical", HALF, np.tile(HALF, (2, 1)), "one of token, block, coupled, not 'typical'"),
-        ("token", HALF, HALF, r"1 drafts need laws q \[1, V\] and p \[2, V\], not \[1, 2\] and \[1, 2\]"),
+        ("typical", HALF, np.tile(HALF, (2, 1)), "one of coupled, rejection, block, not 'typical'"),
+        ("rejection", HALF, HALF, r"1 drafts need laws q \[1, V\] and p \[2, V\], not \[1, 2\] and \[1, 2\]"),
         ("block", np.array([[0.0, 1.0]]), np.tile(HALF, (2, 1)), "a draft has probability 0 in q"),
         ("coupled", np.array([[0.0, 1.0]]), np.tile(HALF, (2, 1)), "a draft has probability 0 in q"),
     ],
 )
-def test_laws_that_do_not_fit_are_refused(mode: v.Mode, q: np.ndarray, p: np.ndarray, message: str) -> None:
+def test_laws_that_do_not_fit_are_refused(mode: v.AcceptMode, q: np.ndarray, p: np.ndarray, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         v.verify(mode, np.array([0]), q, p, NOISE)
 
@@ -186,3 +187,16 @@ def test_no_number_serves_twice() -> None:
         parts += [v.draft_uniforms("block", 5, first, step, ids) for step in range(4)]
         seen += np.concatenate([part.ravel() for part in parts]).tolist()
     assert len(set(seen)) == len(seen)
+
+
+def test_the_noise_is_the_one_in_the_manual() -> None:
+    """docs/sampling.md promises these numbers to whoever writes them down: they are read from there."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    told = {int(row[1]): row[4:] for row in rows if len(row) == 6 and row[1].isdigit()}
+    assert sorted(told) == sorted(v.Purpose)
+    for purpose, cells in told.items():
+        ids = np.array([0] if purpose == v.Purpose.ACCEPT else [3, 262143], dtype=np.uint64)
+        assert philox_uniform(2026, 77, ids, purpose).tolist() == [float(cell) for cell in cells if cell]
+    choice = -np.log(-np.log([float(cell) for cell in told[v.Purpose.CHOICE]]))
+    assert np.array_equal(choice, philox_gumbel(2026, 77, np.array([3, 262143], dtype=np.uint64)))

@@ -113,7 +113,7 @@ def honest_laws(world: World, paths: Any, m: int) -> tuple[Any, Any]:
 class Play:
     """How a round goes. The defaults are right; each negative control breaks one of them."""
 
-    mode: v.Mode
+    mode: v.AcceptMode
     k: int = 2
     more: More = always
     greedy: bool = False  # drafts are argmax
@@ -268,12 +268,12 @@ def typical(draft: Any, q: Any, p: Any) -> v.Odds:
 
 def no_residual(draft: Any, q: Any, p: Any) -> v.Odds:
     """After a rejection the target's whole law, not what the drafter left of it."""
-    return v.odds("token", draft, q, p)._replace(token=p)
+    return v.odds("rejection", draft, q, p)._replace(token=p)
 
 
 def shared_gumbel(draft: Any, q: Any, p: Any) -> v.Odds:
     """The residual drawn with the noise that drew the draft, its law given the draft written out."""
-    odds = v.odds("token", draft, q, p)
+    odds = v.odds("rejection", draft, q, p)
     given = v.coupled_choice(draft, q, odds.token[:, :-1])
     return odds._replace(token=np.concatenate([given / given.sum(-1, keepdims=True), p[:, -1:]], 1))
 
@@ -320,17 +320,17 @@ def controls(seed: int = 11) -> dict[str, Control]:
     raw = World.make(seed, 3, 4, floor=0.1)
     both, only_q = World(cut(raw.p, 0.7), cut(raw.q, 0.7)), replace(raw, q=cut(raw.q, 0.7))
     plays = {
-        "argmax drafts verified as if sampled, token": Play("token", greedy=True, told=honest_laws),
+        "argmax drafts verified as if sampled, rejection": Play("rejection", greedy=True, told=honest_laws),
         "argmax drafts verified as if sampled, block": Play("block", greedy=True, told=honest_laws),
-        "typical acceptance": Play("token", odds=typical),
-        "no residual": Play("token", odds=no_residual),
-        "controller drops what was drawn, token": Play("token", keep=unlikely_goes),
+        "typical acceptance": Play("rejection", odds=typical),
+        "no residual": Play("rejection", odds=no_residual),
+        "controller drops what was drawn, rejection": Play("rejection", keep=unlikely_goes),
         "controller drops what was drawn, block": Play("block", keep=unlikely_goes),
-        "residual shares the draft's noise": Play("token", odds=shared_gumbel),
+        "residual shares the draft's noise": Play("rejection", odds=shared_gumbel),
     }
     made = {name: Control(play, raw, raw) for name, play in plays.items()}
-    made["top-p on q, p uncut"] = Control(Play("token", told=p_uncut(raw)), both, both)
-    made["q uncut, drafts cut"] = Control(Play("token", told=told_uncut(raw)), only_q, raw)
+    made["top-p on q, p uncut"] = Control(Play("rejection", told=p_uncut(raw)), both, both)
+    made["q uncut, drafts cut"] = Control(Play("rejection", told=told_uncut(raw)), only_q, raw)
     return made
 
 
@@ -343,8 +343,8 @@ def drawn(seed: int = 11) -> dict[str, Control]:
     """Mistakes that only drawing shows: each number is uniform, but two of them are not independent."""
     raw = World.make(seed, 3, 4, floor=0.1)
     plays = {
-        "residual shares the draft's noise, drawn": Play("token", noise=shared_rows),
-        "test shares the draft's noise, token": Play("token", noise=shared_accept),
+        "residual shares the draft's noise, drawn": Play("rejection", noise=shared_rows),
+        "test shares the draft's noise, rejection": Play("rejection", noise=shared_accept),
         "test shares the draft's noise, block": Play("block", noise=shared_accept),
         "block: drafts' noise keyed by position": Play("block", by_position=True),
     }

@@ -105,17 +105,7 @@ class DrafterConfig:
     centroids: CentroidConfig | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationDefaults:
-    """What generation_config.json advises; None where it says nothing."""
-
-    eos_ids: tuple[int, ...] = ()
-    suppress: tuple[int, ...] = ()
-    draft_tokens: int | None = None
-    draft_confidence: float | None = None
-
-
-class _Keys:
+class Keys:
     """Reads a mapping and remembers what was read, so that `finish` can refuse the rest."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
@@ -194,7 +184,7 @@ def read_target(folder: Path) -> TextConfig:
     if kind in DRAFTER_TYPES:
         raise CheckpointError(f"{folder} is a drafter ({kind}), not a target; give the checkpoint it drafts for")
     if kind in TARGET_TYPES:
-        outer = _Keys(data, str(path))
+        outer = Keys(data, str(path))
         text = outer.get("text_config")
         outer.only("tie_word_embeddings", (True,), True)
         eos = outer.get("eos_token_id")
@@ -218,7 +208,7 @@ def read_drafter(folder: Path) -> DrafterConfig:
 
 def parse_drafter(data: Mapping[str, Any], where: str) -> DrafterConfig:
     """The assistant a config describes."""
-    keys = _Keys(data, where)
+    keys = Keys(data, where)
     text_data = keys.get("text_config")
     if not isinstance(text_data, dict):
         raise ConfigError(f"{where}: text_config is missing")
@@ -238,23 +228,9 @@ def parse_drafter(data: Mapping[str, Any], where: str) -> DrafterConfig:
     return result
 
 
-def read_generation(folder: Path) -> GenerationDefaults:
-    """generation_config.json, where there is one."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return GenerationDefaults()
-    keys = _Keys(read_json(path), str(path))
-    return GenerationDefaults(
-        eos_ids=keys.ids("eos_token_id"),
-        suppress=keys.ids("suppress_tokens"),
-        draft_tokens=None if keys.get("num_assistant_tokens") is None else keys.size("num_assistant_tokens"),
-        draft_confidence=keys.get("assistant_confidence_threshold"),
-    )
-
-
 def parse_text(data: Mapping[str, Any], where: str, drafter: bool = False) -> TextConfig:
     """The decoder of a text config. A drafter's layers own no keys and values; a target's first ones do."""
-    keys = _Keys(data, where)
+    keys = Keys(data, where)
     keys.only("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
     keys.only("attention_bias", (False,), False)
     keys.only("tie_word_embeddings", (True,), True)
@@ -281,7 +257,7 @@ def parse_text(data: Mapping[str, Any], where: str, drafter: bool = False) -> Te
     return result
 
 
-def _layer_kinds(keys: _Keys) -> list[str]:
+def _layer_kinds(keys: Keys) -> list[str]:
     count = keys.size("num_hidden_layers")
     # Transformers' default when the list is absent: five sliding layers, then a full one.
     kinds = keys.get("layer_types") or [FULL if (i + 1) % 6 == 0 or i + 1 == count else SLIDING for i in range(count)]
@@ -295,7 +271,7 @@ def _layer_kinds(keys: _Keys) -> list[str]:
     return kinds
 
 
-def _layers(keys: _Keys, kinds: list[str], drafter: bool) -> tuple[LayerConfig, ...]:
+def _layers(keys: Keys, kinds: list[str], drafter: bool) -> tuple[LayerConfig, ...]:
     shared = keys.count("num_kv_shared_layers")
     first_shared = len(kinds) - (0 if drafter else shared)
     heads, window = keys.size("num_attention_heads"), keys.size("sliding_window")
@@ -336,7 +312,7 @@ def _owner(where: str, kinds: list[str], index: int, first_shared: int) -> int:
     return owners[-1]
 
 
-def _geometry(keys: _Keys, kinds: list[str], k_eq_v: bool) -> Callable[[int], tuple[int, int]]:
+def _geometry(keys: Keys, kinds: list[str], k_eq_v: bool) -> Callable[[int], tuple[int, int]]:
     """(key/value heads, head size) of a layer, from either spelling."""
     kv_heads, head_dim = keys.size("num_key_value_heads"), keys.size("head_dim")
     full_dim, full_kv = keys.size("global_head_dim", 512), keys.count("num_global_key_value_heads")
@@ -361,21 +337,21 @@ def _items(where: str, spelled: Any) -> list[tuple[int, Any]]:
 
 
 def _override(where: str, index: int, override: Any) -> dict[str, int]:
-    outer = _Keys({str(index): override}, f"{where} per_layer_config")
-    keys = _Keys(outer.table(str(index)), f"{outer.where}.{index}")
+    outer = Keys({str(index): override}, f"{where} per_layer_config")
+    keys = Keys(outer.table(str(index)), f"{outer.where}.{index}")
     sizes = {key: keys.size(key) for key in ("head_dim", "num_key_value_heads") if key in keys.data}
     keys.finish()
     return sizes
 
 
-def _rope(keys: _Keys, kind: str) -> tuple[float, float]:
+def _rope(keys: Keys, kind: str) -> tuple[float, float]:
     """(theta, share of each head that turns). "Proportional" rope divides exponents by the whole head size."""
     default = {
         SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
     }
-    table = _Keys(keys.table("rope_parameters"), f"{keys.where} rope_parameters")
-    rope = _Keys(table.table(kind) or default[kind], f"{keys.where} rope_parameters.{kind}")
+    table = Keys(keys.table("rope_parameters"), f"{keys.where} rope_parameters")
+    rope = Keys(table.table(kind) or default[kind], f"{keys.where} rope_parameters.{kind}")
     rope_type = rope.only("rope_type", ("default", "proportional"), "default")
     theta, factor = rope.number("rope_theta", 1e4), rope.number("partial_rotary_factor", 1.0)
     if theta <= 0 or not 0 <= factor <= 1:
@@ -386,7 +362,7 @@ def _rope(keys: _Keys, kind: str) -> tuple[float, float]:
     return theta, factor
 
 
-def _experts(keys: _Keys) -> ExpertsConfig | None:
+def _experts(keys: Keys) -> ExpertsConfig | None:
     enabled = keys.get("enable_moe_block", False)
     # expert_intermediate_size: an older name of moe_intermediate_size, in E2B's and E4B's files, where it is null.
     for key in ("num_experts", "top_k_experts", "moe_intermediate_size", "expert_intermediate_size"):

@@ -5,10 +5,12 @@ A new drafter is one class with the three methods of `Drafter`; `speculate` need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from paceline.cache import KVCache
+from paceline.control.stop import Stop
 from paceline.errors import UsageError
 from paceline.kernels import Array
 from paceline.models.gemma4 import Target
@@ -48,7 +50,9 @@ class MtpDraft:
 
     The position is constant within a round. Runtimes disagree whether it is the bonus token's index n or the last
     processed one, n - 1; `position` is "n" or "n-1". Drafting stops where the drafter's own probability of the whole
-    draft would fall below `min_confidence`: a token that is rarely reached still costs a draft step and a row.
+    draft would fall below `min_confidence`: a token that is rarely reached still costs a draft step and a row. It also
+    ends where `stop` says so. `confidences` are the drafter's probabilities of the last draft's steps, a dropped one
+    included, where either of them listens.
     """
 
     def __init__(self, model: MtpDrafter, target: Target, position: str = "n", min_confidence: float = 0.0) -> None:
@@ -56,6 +60,8 @@ class MtpDraft:
             raise UsageError(f"the drafter's position is 'n' or 'n-1', not {position!r}")
         self.model, self.target, self.back = model, target, int(position == "n-1")
         self.min_confidence = min_confidence
+        self.stop: Stop | None = None
+        self.confidences: list[float] = []
 
     def begin(self, tokens: Sequence[int], cache: KVCache, sampler: Sampler) -> None:
         self.cache, self.sampler = cache, sampler
@@ -65,19 +71,46 @@ class MtpDraft:
 
     def propose(self, k: int) -> list[int]:
         """At most k guesses, each from the hidden state of the step before, with the target's noise of its position."""
+        self.confidences = []
+        if not k:
+            return []
         n, hidden, token, draft = self.cache.length, self.hidden, self.last, list[int]()
-        rows, sure = self.model.rows(self.target, self.cache, n - self.back), 1.0
+        rows, sure, whole, stop = self.model.rows(self.target, self.cache, n - self.back), 1.0, 1.0, self.stop
         for j in range(k):
             embedded = self.target.embed(self.model.ops.indices([token]))
             state, hidden = self.model.step(embedded, hidden, rows, self.cache)
             logits, ids = self.model.logits(state)
             # Looks at the drafter's law, not at the token drawn from it: what is drafted cannot bend what is kept.
-            sure = sure * self.model.ops.confidence(logits) if self.min_confidence else sure
-            if sure < self.min_confidence:
-                break
+            if stop or self.min_confidence:
+                confidence = self._hear(logits)
+                self.confidences.append(confidence)
+                sure *= confidence
+                whole *= stop.chance(j, confidence) if stop else 1.0
+                if sure < self.min_confidence or (stop and whole < stop.keep):
+                    break
             token = self.sampler.guess(logits, ids, n + 1 + j, draft)
             draft.append(token)
+            if stop and whole < stop.go:
+                break
         return draft
+
+    def _hear(self, logits: Array) -> float:
+        """The drafter's own probability of its likeliest guess; logits [1, m]."""
+        return self.model.ops.confidence(logits)
+
+
+@contextmanager
+def bounded(drafter: Drafter, min_confidence: float) -> Iterator[None]:
+    """Another least confidence for a while, and no stop but those set meanwhile; nothing where nobody listens."""
+    if not isinstance(drafter, MtpDraft):
+        yield
+        return
+    before = drafter.min_confidence, drafter.stop
+    drafter.min_confidence, drafter.stop = min_confidence, None
+    try:
+        yield
+    finally:
+        drafter.min_confidence, drafter.stop = before
 
 
 class NgramDraft:

@@ -3,59 +3,95 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from paceline.cache import MAX_TENTATIVE, KVCache, Storage
-from paceline.drafters import Drafter, NoDrafter
+from paceline.control.policy import Policy
+from paceline.drafters import Drafter, NoDrafter, bounded
 from paceline.errors import PromptError, UsageError
 from paceline.models.gemma4 import Target
 from paceline.sampling import Sampler
 from paceline.speculate import Round, speculate, start
+from paceline.steering import Asked, Steered, kind_of
+from paceline.structure import Constraint, Ids, Structure
 from paceline.text import Detokenizer, StopStrings
-from paceline.types import Completion, SamplingParams, Stats, TokenEvent, TokenLogprobs
+from paceline.types import AUTO, Completion, DraftLength, SamplingParams, Stats, TokenEvent, TokenLogprobs
 
 MAX_DRAFT = MAX_TENTATIVE - 1
 
 
 @dataclass
 class Engine:
-    """One target with one drafter. `end_ids` end a text; `suppress` never come out."""
+    """One target with one drafter. `end_ids` end a text; `suppress` never come out; `structure` compiles grammars.
+
+    policy: chooses draft lengths where k is "auto"; it lives across requests. asked_confidence: where a user bounds how
+    unsure the drafter may be, that holds for it too.
+    """
 
     target: Target
     drafter: Drafter
     end_ids: frozenset[int] = frozenset()
     suppress: tuple[int, ...] = ()
+    structure: Structure | None = None
     storage: Storage | None = field(default=None, repr=False)
+    policy: Policy | None = None
+    asked_confidence: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
+    requests: int = field(default=0, init=False)
 
     @property
     def drafts(self) -> bool:
         """Whether there is a drafter."""
         return not isinstance(self.drafter, NoDrafter)
 
-    def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
+    def run(
+        self, prompt: Sequence[int], params: SamplingParams, k: DraftLength, writer: Writer
+    ) -> Iterator[TokenEvent]:  # fmt: skip
         """Generates until an end token, a stop string or the length limit; one event for each token.
 
-        The text depends on weights, prompt and `params` only: never on the drafter or on k.
+        The text depends on weights, prompt and `params` only: never on the drafter or on k. With accept "rejection" or
+        "block" that holds of its law.
         """
         check_bias(params, self.target)
-        cache = self._cache(check_prompt(prompt, params, self.target), check_draft_length(k))
+        steering = self._steering(params, check_draft_length(k))
+        cache = self.cache_for(check_prompt(prompt, params, self.target), steering.longest)
         drafter = self.drafter if k else NoDrafter()
-        sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids)
-        writer.logprobs = sampler.logprobs
+        sampler = Sampler(self.target.ops, params, self.suppress, writer.end_ids, self.constraint(params))
+        writer.logprobs, writer.choice = sampler.logprobs, lambda: steering.describe(writer.stats)
         try:
-            last = start(self.target, drafter, cache, sampler, prompt)
-            yield from writer.take(Round([last], 0), first=True)
-            while not writer.finish_reason:
-                # The bonus token comes anyway: never draft past the last token that is wanted.
-                room = params.max_tokens - len(writer.token_ids) - 1
-                done = speculate(self.target, drafter, cache, sampler, last, min(k, room))
-                last = done.tokens[-1]
-                yield from writer.take(done)
+            with bounded(drafter, self.asked_confidence) if k == AUTO else nullcontext():
+                last = start(self.target, drafter, cache, sampler, prompt)
+                yield from writer.take(Round([last], 0), first=True)
+                while not writer.finish_reason:
+                    # The bonus token comes anyway: never draft past the last token that is wanted.
+                    room = params.max_tokens - len(writer.token_ids) - 1
+                    wanted = steering.before(cache.length, room)
+                    done = speculate(self.target, drafter, cache, sampler, last, wanted)
+                    steering.after(done)
+                    last = done.tokens[-1]
+                    yield from writer.take(done)
         finally:
             cache.release()
 
-    def _cache(self, tokens: int, k: int) -> KVCache:
+    def constraint(self, params: SamplingParams) -> Constraint | None:
+        """What json_schema, regex or grammar make of the text, or None. Raises UsageError for what cannot be used."""
+        if self.structure is None:
+            ids = Ids(self.target.config.vocab, self.end_ids, self.suppress)
+            return Structure(None, ids).constraint(params)
+        return self.structure.constraint(params)
+
+    def _steering(self, params: SamplingParams, k: DraftLength) -> Asked | Steered:
+        """Who says how many tokens each round of a new request drafts."""
+        self.requests += 1
+        if k != AUTO:
+            return Asked(k)
+        if self.policy is None:
+            raise UsageError("k='auto' needs a policy; give the engine one, or a number")
+        return Steered(self.policy, self.drafter, f"{self.requests}", kind_of(params), self.clock)
+
+    def cache_for(self, tokens: int, k: int) -> KVCache:
         """A cache for one sequence; the storage is kept between requests and grows when it must."""
         if self.storage is None or self.storage.capacity < tokens + k:
             self.storage = Storage(self.target.config, self.target.ops, tokens + k)
@@ -66,6 +102,7 @@ class Writer:
     """Turns rounds into events and a completion: text, stop rules and statistics of one request.
 
     logprobs: of the tokens that rounds brought so far, where they are asked for; the engine fills it before `take`.
+    choice: says how draft lengths were chosen, asked when the text ends.
     """
 
     def __init__(
@@ -79,6 +116,7 @@ class Writer:
         self.pieces: list[str] = []
         self.finish_reason = ""
         self.stats = Stats(prompt_tokens=prompt)
+        self.choice: Callable[[], str] = str
         self.started = time.perf_counter()
 
     def take(self, done: Round, first: bool = False) -> Iterator[TokenEvent]:
@@ -93,6 +131,8 @@ class Writer:
             text = self._text(token)
             self.pieces.append(text)
             logprobs = self.logprobs[len(self.token_ids) - 1] if self.logprobs else None
+            if self.finish_reason:
+                self.stats.draft_choice = self.choice()
             yield TokenEvent(token, text, i < done.accepted, self.finish_reason or None, logprobs)
             if self.finish_reason:
                 break
@@ -150,8 +190,10 @@ def check_bias(params: SamplingParams, target: Target) -> None:
         raise UsageError(f"logit_bias names token id {wrong}, outside the vocabulary of {target.config.vocab}")
 
 
-def check_draft_length(k: int) -> int:
+def check_draft_length(k: DraftLength) -> DraftLength:
     """k itself, or a UsageError."""
+    if k == AUTO:
+        return k
     if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= MAX_DRAFT:
-        raise UsageError(f"the draft length k must be a whole number from 0 to {MAX_DRAFT}, not {k!r}")
+        raise UsageError(f"the draft length k must be 'auto' or a whole number from 0 to {MAX_DRAFT}, not {k!r}")
     return k

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from paceline.calibration import Pair, table_for
+from paceline.control.auto import Auto, Kinds
+from paceline.control.store import Stored
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
 from paceline.engine import Engine, Writer, check_bias, check_draft_length, check_prompt
-from paceline.errors import PromptError, UsageError
+from paceline.errors import ConfigError, PromptError, UsageError
 from paceline.kernels import get_ops
 from paceline.models.gemma4 import Target
 from paceline.resolve import Options, Resolved, resolve
+from paceline.steering import LONGEST
+from paceline.structure import Ids, Structure
 from paceline.text import Text
-from paceline.types import Completion, Prompt, SamplingParams, TokenEvent
+from paceline.types import AUTO, Completion, DraftLength, Prompt, SamplingParams, TokenEvent
 from paceline.weights import load_drafter, load_target
 
 if TYPE_CHECKING:
     from paceline.device.serve import DeviceServer
 
-    AnyEngine = Engine | DeviceServer
+    AnyEngine: TypeAlias = Engine | DeviceServer
 
 OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
 
@@ -29,7 +34,9 @@ OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
 class Stream:
     """Iterates over the events of one request; `completion()` is the finished text afterwards."""
 
-    def __init__(self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: int, text: Text | None) -> None:
+    def __init__(
+        self, engine: AnyEngine, prompt: list[int], params: SamplingParams, k: DraftLength, text: Text | None
+    ) -> None:
         self._writer = Writer(engine.end_ids, params, text.detokenizer() if text else None, len(prompt))
         self._events = engine.run(prompt, params, k, self._writer)
         self._request = (prompt, params, k)
@@ -56,6 +63,7 @@ class LLM:
 
     def __init__(self, resolved: Resolved, engine: AnyEngine, text: Text | None) -> None:
         self.resolved, self.engine, self.text = resolved, engine, text
+        self.costs = ""  # where the controller's cost table comes from, once there is one
 
     @classmethod
     def from_pretrained(cls, target: str, drafter: str | None = "auto", **options: Any) -> LLM:
@@ -83,20 +91,26 @@ class LLM:
             return cls(resolved, load_server(resolved), text)
         target = load_target(resolved.target, get_ops(resolved.backend))
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
-        engine = Engine(target, _drafter(resolved, target), end_ids, resolved.generation.suppress)
+        suppress = resolved.generation.suppress
+        structure = Structure(text.tokenizer if text else None, Ids(target.config.vocab, end_ids, suppress))
+        engine = Engine(target, _drafter(resolved, target), end_ids, suppress, structure,
+                        asked_confidence=resolved.asked_confidence)  # fmt: skip
         return cls(resolved, engine, text)
 
     def generate(
-        self, prompts: list[Prompt], params: SamplingParams | None = None, k: int | None = None
+        self, prompts: list[Prompt], params: SamplingParams | None = None, k: DraftLength | None = None
     ) -> list[Completion]:
         """A completion for each prompt: a string, token ids, or chat messages.
 
-        k is the draft length: None takes what the drafter advises, 0 decodes plainly. The text is the same for all.
-        With params.n above 1, the n texts of the first prompt come first, then those of the second.
+        k is the draft length: "auto" lets the controller choose it round by round, 0 decodes plainly, None takes what
+        `resolve` settled. The text is the same for all.
+        With params.n above 1, the n texts of the first prompt come first, then those of the second; with best_of the
+        likeliest first.
         """
         if isinstance(prompts, str):
             raise PromptError("generate takes a list of prompts; write [prompt] for a single one")
-        texts = (params or SamplingParams()).streams()
+        params = params or SamplingParams()
+        texts = params.streams()
         streams = [self.stream(prompt, text, k) for prompt in prompts for text in texts]
         if isinstance(self.engine, Engine):
             for stream in streams:
@@ -104,24 +118,78 @@ class LLM:
                     pass
         else:
             self.engine.run_all([stream.job for stream in streams])
-        return [stream.completion() for stream in streams]
+        done = [stream.completion() for stream in streams]
+        return done if params.best_of is None else _best(done, params, params.best_of)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: int | None = None) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, k: DraftLength | None = None) -> Stream:
         """Token events as they come; the last one carries the finish reason. Refuses bad input before the first."""
         params = params or SamplingParams()
-        if params.n > 1:
-            raise UsageError(f"a stream is one text, and n is {params.n}; use generate, or one stream for each text")
-        k = check_draft_length(self.resolved.k if k is None else k)
-        if k and not self.engine.drafts:
-            raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
+        for name, count in (("n", params.n), ("best_of", params.best_of or 1)):
+            if count > 1:
+                raise UsageError(
+                    f"a stream is one text, and {name} is {count}; use generate, or a stream for each text"
+                )
+        k = self._draft_length(k)
         if params.stop and self.text is None:
             raise UsageError("stop strings need a tokenizer; this checkpoint has none")
         ids = self.encode(prompt)
         check_prompt(ids, params, self.engine.target)
         check_bias(params, self.engine.target)
-        if not isinstance(self.engine, Engine):
+        if isinstance(self.engine, Engine):
+            self.engine.constraint(params)  # refuses what no text can be
+        else:
             self.engine.request(ids, params, k)  # refuses what a GPU does not serve or has no room for
+        if k == AUTO:
+            self.prepare_auto()
         return Stream(self.engine, ids, params, k, self.text)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the checkpoint's generation_config.json advises, as keywords of SamplingParams; empty for greedy.
+
+        Raises ConfigError for values out of range.
+        """
+        advised = dict(self.resolved.generation.sampling)
+        advised = {"temperature": 1.0, **advised} if advised else advised
+        try:
+            SamplingParams(**advised)  # type: ignore[arg-type]
+        except UsageError as error:
+            raise ConfigError(f"{self.resolved.target}/generation_config.json: {error}") from None
+        return advised
+
+    def _draft_length(self, k: DraftLength | None) -> DraftLength:
+        """What to do for a call that names k, or none."""
+        if k is None:
+            k = AUTO if self.resolved.auto else self.resolved.k
+        k = check_draft_length(k)
+        if k and not self.engine.drafts:
+            if k != AUTO:
+                raise UsageError(f"k={k} needs a drafter; load one, or use k=0")
+            return 0  # what the controller could only come to as well
+        return k
+
+    def prepare_auto(self) -> None:
+        """Makes the controller ready. The first time on a machine, that takes seconds, in which rounds are timed."""
+        if isinstance(self.engine, Engine) and self.engine.policy is None:
+            self._steer(table_for(self.engine, Pair.of(self.resolved)))
+
+    def time_rounds(self, contexts: Sequence[int]) -> Stored:
+        """Times rounds of every draft length afresh, behind so many tokens; the controller starts over from that.
+
+        On the CPU only, and with a drafter: UsageError otherwise.
+        """
+        if not isinstance(self.engine, Engine) or not self.engine.drafts:
+            raise UsageError("rounds are timed on the CPU, with and without drafts; load a drafter, on device 'cpu'")
+        found = table_for(self.engine, Pair.of(self.resolved), contexts)
+        self._steer(found)
+        return found
+
+    def _steer(self, found: Stored) -> None:
+        assert isinstance(self.engine, Engine)
+        assert found.table is not None
+        listens = isinstance(self.engine.drafter, MtpDraft)
+        self.engine.policy = Kinds(Auto(found.table, LONGEST, listens=listens))
+        self.costs = found.origin
 
     def warm_up(self) -> None:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
@@ -149,10 +217,20 @@ class LLM:
         return {
             "name": "paceline",
             "decisions": {d.what: f"{d.value} ({d.why})" for d in self.resolved.decisions},
+            "costs": self.costs,
             "threads": torch.get_num_threads(),
             "labels": ["CPU" if isinstance(self.engine, Engine) else "GPU"],
             **({} if isinstance(self.engine, Engine) else self.engine.describe()),
         }
+
+
+def _best(done: list[Completion], params: SamplingParams, group: int) -> list[Completion]:
+    """Of each `group` texts the n with the greatest mean log-probability, best first; the earlier one where equal."""
+    chosen = []
+    for start in range(0, len(done), group):
+        ranked = sorted(done[start : start + group], key=lambda text: text.mean_logprob or 0.0, reverse=True)
+        chosen += ranked[: params.n]
+    return chosen if params.logprobs is not None else [replace(text, logprobs=None) for text in chosen]
 
 
 def _drafter(resolved: Resolved, target: Target) -> Drafter:

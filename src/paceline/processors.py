@@ -6,13 +6,13 @@ and frequency penalty (which Transformers lacks; after the repetition penalty, a
 model's soft cap comes before all of them.
 
 Rows are float32 over the whole vocabulary. A row of a verification is processed after the drafts before it, so it
-becomes what plain decoding would make of it.
+becomes what plain decoding would make of it. Only the tokens that a text holds are touched: a row costs what the text
+is long, whatever the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,74 +20,71 @@ import numpy.typing as npt
 from paceline.types import SamplingParams
 
 Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class Context:
-    """The tokens before a row: `seen` bool [vocab] in prompt or text, `written` int64 [vocab] how often in the text."""
+    """The rules of one text and the tokens that they look at: each token once, and how often the text holds it."""
 
-    seen: npt.NDArray[np.bool_]
-    written: npt.NDArray[np.int64]
-    length: int = 0
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], end_ids: Sequence[int] = ()) -> None:
+        self.params, self.end_ids, self.length = params, np.array(sorted(end_ids), np.int64), 0
+        self.bias_ids = np.array([token for token, _ in params.biases], np.int64)
+        self.biases = np.array([bias for _, bias in params.biases], np.float32)
+        # Tokens of the prompt count for the repetition penalty only: they were written 0 times.
+        self.times = dict.fromkeys(prompt, 0)
+        self.extend([])
 
-    @classmethod
-    def of_prompt(cls, prompt: Sequence[int], vocab: int) -> Context:
-        """Where a text begins."""
-        seen = np.zeros(vocab, np.bool_)
-        seen[list(prompt)] = True
-        return cls(seen, np.zeros(vocab, np.int64))
+    def extend(self, tokens: Sequence[int]) -> None:
+        """These tokens are written too."""
+        for token in tokens:
+            self.times[token] = self.times.get(token, 0) + 1
+        self.length += len(tokens)
+        self.at = np.fromiter(self.times, np.int64, len(self.times))
+        self.counts = np.fromiter(self.times.values(), np.int64, len(self.times))
 
-    def after(self, tokens: Sequence[int]) -> Context:
-        """The context once these tokens are written too."""
-        if not tokens:
-            return self
-        seen, written = self.seen.copy(), self.written.copy()
-        seen[list(tokens)] = True
-        np.add.at(written, list(tokens), 1)
-        return Context(seen, written, self.length + len(tokens))
+    def process(self, rows: Row, drafts: Sequence[Sequence[int]]) -> Row:
+        """New rows [n, vocab] with every rule before the temperature applied; the r-th follows drafts[r]."""
+        rows = rows.copy()
+        rows[:, self.bias_ids] += self.biases
+        for row, draft in zip(rows, drafts, strict=True):
+            if penalises(self.params):
+                self._penalise(row, draft)
+            if self.length + len(draft) < self.params.min_tokens:
+                row[self.end_ids[self.end_ids < len(row)]] = -np.inf
+        return rows
+
+    def _penalise(self, row: Row, draft: Sequence[int]) -> None:
+        """Penalties after the drafts, in place."""
+        own = list(dict.fromkeys(draft))
+        times = np.array([self.times.get(token, 0) + list(draft).count(token) for token in own], np.int64)
+        after = penalised(row[own], times, self.params) if own else row[:0]
+        row[self.at] = penalised(row[self.at], self.counts, self.params)
+        row[own] = after
 
 
 def reshapes(params: SamplingParams) -> bool:
     """Whether any rule before the temperature is on."""
-    penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    return bool(penalties or params.biases or params.min_tokens)
+    return bool(penalises(params) or params.biases or params.min_tokens)
 
 
-def process(row: Row, context: Context, params: SamplingParams, end_ids: Sequence[int]) -> Row:
-    """A new row [vocab] with every rule before the temperature applied; `row` is not touched."""
-    row = add_bias(row.copy(), params.biases)
-    row = penalise_repetition(row, context.seen, params.repetition_penalty)
-    row = penalise_counts(row, context.written, params)
-    if context.length < params.min_tokens:
-        row[[token for token in end_ids if token < len(row)]] = -np.inf
-    return row
+def penalises(params: SamplingParams) -> bool:
+    """Whether any rule looks at which tokens came before."""
+    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
-def add_bias(row: Row, biases: Sequence[tuple[int, float]]) -> Row:
-    """Adds each id's bias, in place."""
-    if biases:
-        row[[token for token, _ in biases]] += np.array([bias for _, bias in biases], np.float32)
-    return row
+def penalised(logits: Row, times: Ids, params: SamplingParams) -> Row:
+    """Logits [m] of tokens seen before, written so many times [m], under all penalties.
 
-
-def penalise_repetition(row: Row, seen: npt.NDArray[np.bool_], penalty: float) -> Row:
-    """Divides positive logits of seen tokens by the penalty and multiplies the others, in place.
-
-    Keskar et al. 2019 (arXiv 1909.05858), with the sign handled as in Transformers.
+    Repetition divides positive logits by the penalty and multiplies the others: Keskar et al. 2019 (arXiv 1909.05858),
+    with the sign handled as in Transformers. Presence is taken off every written token, frequency for each time.
     """
-    if penalty != 1.0:
-        at = np.flatnonzero(seen)
-        values, factor = row[at], np.float32(penalty)
-        row[at] = np.where(values < 0, values * factor, values / factor)
-    return row
-
-
-def penalise_counts(row: Row, written: npt.NDArray[np.int64], params: SamplingParams) -> Row:
-    """Takes presence_penalty off every written token, and frequency_penalty for each time it was, in place."""
+    if params.repetition_penalty != 1.0:
+        factor = np.float32(params.repetition_penalty)
+        logits = np.where(logits < 0, logits * factor, logits / factor)
     if params.presence_penalty or params.frequency_penalty:
-        at = np.flatnonzero(written)
-        row[at] -= (params.presence_penalty + params.frequency_penalty * written[at]).astype(np.float32)
-    return row
+        taken = params.presence_penalty * (times > 0) + params.frequency_penalty * times
+        logits = logits - taken.astype(np.float32)
+    return logits
 
 
 def min_p_mask(scores: npt.NDArray[np.float64], min_p: float) -> npt.NDArray[np.bool_]:

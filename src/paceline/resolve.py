@@ -11,10 +11,13 @@ import torch
 from paceline.available import check_device
 from paceline.available import obstacle as missing_device
 from paceline.cache import MAX_TENTATIVE, PAGE
-from paceline.config import GenerationDefaults, TextConfig, read_drafter, read_generation, read_target
+from paceline.config import TextConfig, read_drafter, read_target
 from paceline.errors import CheckpointError, ConfigError, UsageError
+from paceline.generation import GenerationDefaults, read_generation
 from paceline.hub import find_drafter, resolve_checkpoint
 from paceline.models.mtp import check_pair
+from paceline.steering import LONGEST
+from paceline.types import AUTO
 from paceline.weights import Header, drafter_headers, matrix_dtypes, target_headers
 
 DEFAULT_K = 4
@@ -63,8 +66,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """Every choice made. `drafter` is a folder, "ngram" or None; `k` the draft length when a call names none.
+    """Every choice made. `drafter` is a folder, "ngram" or None; `k` the fixed draft length that is advised.
 
+    auto: whether the controller chooses draft lengths when a call names none; min_confidence holds for fixed ones, and
+    asked_confidence, which a caller named, for all.
     dtype: of matrices on a GPU; None keeps each as it is stored.
     """
 
@@ -76,8 +81,10 @@ class Resolved:
     sequences: int | None
     int8_head: bool
     k: int
+    auto: bool
     draft_position: str
     min_confidence: float
+    asked_confidence: float
     generation: GenerationDefaults
     decisions: tuple[Decision, ...]
 
@@ -93,14 +100,15 @@ def resolve(options: Options) -> Resolved:
     device = _device(options, pair, decisions)
     backend = _backend(options, device, decisions)
     dtype = _dtype(options, pair, device, decisions)
-    k = _draft_length(drafter, decisions)
+    k, auto = _draft_length(drafter, device, decisions)
     context = _set_aside("context", options.context, (PAGE, config.max_positions), device, decisions)
     sequences = _set_aside("sequences", options.sequences, (1, MOST_SEQUENCES), device, decisions)
     return Resolved(
-        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, draft_position=options.draft_position,
-        context=context, sequences=sequences, int8_head=_draft_head(options, drafter, device, decisions),
-        generation=generation, min_confidence=_confidence(options, drafter, device, decisions),
-        decisions=tuple(decisions),
+        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, auto=auto, context=context,
+        draft_position=options.draft_position, sequences=sequences,
+        int8_head=_draft_head(options, drafter, device, decisions), generation=generation,
+        min_confidence=_confidence(options, drafter, device, decisions),
+        asked_confidence=options.min_confidence or 0.0, decisions=tuple(decisions),
     )  # fmt: skip
 
 
@@ -249,18 +257,28 @@ def _confidence(options: Options, drafter: Path | str | None, device: str, decis
         if options.min_confidence:
             raise UsageError("min_confidence is for the CPU engine, and the GPU drafts k tokens; use device 'cpu'")
         value, why = 0.0, f"the GPU drafts k tokens whatever the {why} says"
+    elif value and options.min_confidence is None:
+        why += "; the controller has a rule of its own, so this holds where k is a number"
     decisions.append(Decision("min_confidence", f"{value:g}", why))
     return float(value)
 
 
-def _draft_length(drafter: Path | str | None, decisions: list[Decision]) -> int:
+def _draft_length(
+    drafter: Path | str | None, device: str, decisions: list[Decision]
+) -> tuple[int, bool]:  # fmt: skip
+    """The advised draft length, and whether the controller chooses instead."""
     k, why = DEFAULT_K, "the recommended length for most Gemma 4 drafters"
     if drafter is None:
-        k, why = 0, "there is no drafter"
-    elif isinstance(drafter, Path):
+        decisions.append(Decision("k", "0", "there is no drafter"))
+        return 0, False
+    if isinstance(drafter, Path):
         advised = read_generation(drafter).draft_tokens
         if advised is not None:
             k = min(advised, MAX_TENTATIVE - 1)
             why = f"num_assistant_tokens is {advised} in the drafter's generation_config.json"
-    decisions.append(Decision("k", str(k), why))
-    return k
+    if device == "cpu":
+        rule = f"as many drafts as pay, round by round, 0 to {LONGEST}; a fixed length would be {k}: {why}"
+        decisions.append(Decision("k", AUTO, rule))
+        return k, True
+    decisions.append(Decision("k", str(k), f"{why}; k='auto' lets the controller choose"))
+    return k, False

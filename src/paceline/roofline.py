@@ -109,13 +109,29 @@ def parameters(config: TextConfig) -> Parameters:
     )
 
 
+def vectors(config: TextConfig) -> int:
+    """Those of a target's parameters that are norms and scales, which are kept in fp32 whatever the weights are."""
+    layers = range(len(config.layers))
+    return sum(_vectors(config, i, config.owns_kv(i)) for i in layers) + config.hidden + config.ple_dim
+
+
+def drafter_vectors(drafter: DrafterConfig) -> int:
+    """The same of a drafter, whose layers own no keys."""
+    text = drafter.text
+    return sum(_vectors(text, i, False) for i in range(len(text.layers))) + text.hidden
+
+
 def _layer(config: TextConfig, index: int, owns_kv: bool) -> int:
     """Parameters of a layer but for its experts: matrices, then norms and scales."""
+    return _matrices(config, index, owns_kv) + _vectors(config, index, owns_kv)
+
+
+def _vectors(config: TextConfig, index: int, owns_kv: bool) -> int:
     hidden, experts, dim = config.hidden, config.experts, config.layers[index].head_dim
-    vectors = 4 * hidden + 1 + dim + (dim if owns_kv else 0) + (hidden if config.ple_dim else 0)
+    count = 4 * hidden + 1 + dim + (dim if owns_kv else 0) + (hidden if config.ple_dim else 0)
     if experts:
-        vectors += 3 * hidden + hidden + experts.count
-    return _matrices(config, index, owns_kv) + vectors
+        count += 3 * hidden + hidden + experts.count
+    return count
 
 
 def _matrices(config: TextConfig, index: int, owns_kv: bool) -> int:
@@ -221,7 +237,7 @@ def pass_flops(config: TextConfig, rows: int, context: int) -> Flops:
     return Flops(
         linear=2 * rows * (sum(_active(config, i) for i in layers) + _ple_projection(config)),
         head=2 * rows * config.vocab * config.hidden,
-        attention=rows * sum(_attention(config, i) * _attended(config, i, context) for i in layers),
+        attention=rows * sum(attention_flops(config, i) * _attended(config, i, context) for i in layers),
     )
 
 
@@ -233,7 +249,7 @@ def prompt_flops(config: TextConfig, tokens: int) -> Flops:
     return Flops(
         linear=2 * (sum(_active(config, i) * n for i, n in enumerate(rows)) + tokens * _ple_projection(config)),
         head=2 * config.vocab * config.hidden,
-        attention=sum(_attention(config, i) * n for i, n in enumerate(seen)),
+        attention=sum(attention_flops(config, i) * n for i, n in enumerate(seen)),
     )
 
 
@@ -248,7 +264,7 @@ def _ple_projection(config: TextConfig) -> int:
     return len(config.layers) * config.ple_dim * config.hidden
 
 
-def _attention(config: TextConfig, index: int) -> int:
+def attention_flops(config: TextConfig, index: int) -> int:
     """Operations of one row for each token it attends: scores, then the weighted sum."""
     return 4 * config.layers[index].heads * config.layers[index].head_dim
 

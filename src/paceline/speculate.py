@@ -13,14 +13,14 @@ from paceline.sampling import Sampler
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round emitted: `tokens` = the accepted drafts, then the bonus token the target chose itself."""
+    """What a round emitted: `tokens` = the accepted drafts, then the bonus token."""
 
     tokens: list[int]
     drafted: int
 
     @property
     def accepted(self) -> int:
-        """How many of the drafts were the target's own choice."""
+        """How many of the drafts stayed."""
         return len(self.tokens) - 1
 
 
@@ -30,34 +30,25 @@ def start(target: Target, drafter: Drafter, cache: KVCache, sampler: Sampler, pr
     drafter.begin(prompt, cache, sampler)
     hidden = target.prefill(prompt, cache)
     logits = target.logits(hidden)
-    first = sampler.choose(logits, cache.length)
+    first = sampler.verify(logits, cache.length)
     sampler.extend(first, logits)
     drafter.observe(hidden, first)
     return first[0]
 
 
 def speculate(target: Target, drafter: Drafter, cache: KVCache, sampler: Sampler, last: int, k: int) -> Round:
-    """Drafts at most k tokens, verifies them in one pass, and emits only what the target itself chose.
+    """Drafts at most k tokens, verifies them in one pass, and emits those that stay and the token after them.
 
-    The target chooses at every position, given the drafts before it; the matching prefix and the first choice that
-    differs are exactly what plain decoding would have emitted. Greedy: Leviathan et al. 2022 (arXiv 2211.17192) at
-    temperature 0; sampled: see `paceline.sampling`.
+    Coupled: the target chooses at every position, given the drafts before it; the matching prefix and the first choice
+    that differs are exactly what plain decoding would have emitted. Greedy: Leviathan et al. 2022 (arXiv 2211.17192)
+    at temperature 0; sampled: see `paceline.sampling`. With accept "rejection" and "block" the law is plain decoding's.
     """
-    draft = drafter.propose(k)
+    draft = sampler.legal(drafter.propose(k))
     hidden = target.forward([last, *draft], cache)  # [1 + drafts, D]
     logits = target.logits(hidden)
-    chosen = sampler.choose(logits, cache.length - len(draft), draft)
-    kept = count_agreeing(draft, chosen)
+    tokens = sampler.verify(logits, cache.length - len(draft), draft)
+    kept = len(tokens) - 1
     cache.rollback(len(draft) - kept)  # `last` and the accepted drafts stay
-    tokens = chosen[: kept + 1]
     sampler.extend(tokens, logits)
     drafter.observe(target.ops.rows(hidden, kept, kept + 1), tokens)
     return Round(tokens, len(draft))
-
-
-def count_agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    for i, token in enumerate(draft):
-        if token != chosen[i]:
-            return i
-    return len(draft)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 
+from paceline.control.outlook import outlook
 from paceline.engine import check_draft_length
-from paceline.errors import PromptError
+from paceline.errors import PromptError, UsageError
 from paceline.llm import LLM
 from paceline.resolve import Options, resolve
-from paceline.types import ChatMessage, Prompt, SamplingParams
+from paceline.steering import LONGEST
+from paceline.types import AUTO, ChatMessage, DraftLength, Prompt, SamplingParams
 
 DRAFTED, PLAIN = "\x1b[32m", "\x1b[0m"
 LEGEND = "green: guessed by the drafter and confirmed by the target"
 
 
-def load(options: Options, k: int | None) -> LLM:
+def load(options: Options, k: DraftLength | None) -> LLM:
     """Loads a model and says so on stderr. Refuses an impossible draft length first."""
     check_draft_length(k or 0)
     console = Console(stderr=True)
@@ -33,10 +36,30 @@ def load(options: Options, k: int | None) -> LLM:
     )
     with console.status("compiling kernels (once a machine, about half a minute)"):
         llm.warm_up()
+    if k == AUTO or (k is None and llm.resolved.auto):
+        with console.status("timing rounds (once a machine and model, seconds)"):
+            llm.prepare_auto()
     return llm
 
 
-def answer(llm: LLM, prompt: Prompt, params: SamplingParams, k: int | None, show_drafts: bool) -> str:
+def calibrate(options: Options, contexts: str) -> dict[str, Any]:
+    """Times a pair's rounds behind texts of so many tokens (commas between), keeps the table, and returns it."""
+    lengths = [int(text) if text.strip().isdecimal() else 0 for text in contexts.split(",")]
+    if not all(lengths):
+        raise UsageError(f"--contexts takes whole numbers from 1 up with commas between, not {contexts!r}")
+    if options.drafter is None:
+        raise UsageError("rounds are timed with and without drafts; load a drafter")
+    llm = load(options, 0)
+    console = Console(stderr=True)
+    with console.status(f"timing rounds behind {contexts} tokens"):
+        found = llm.time_rounds(lengths)
+    assert found.table is not None
+    console.print(f"{found.origin}: {outlook(found.table, LONGEST)}", highlight=False, soft_wrap=True)
+    return {"origin": found.origin, "step_ms": found.table.step_ms,
+            "ms": {str(length): found.table.times(context=length) for length in lengths}}  # fmt: skip
+
+
+def answer(llm: LLM, prompt: Prompt, params: SamplingParams, k: DraftLength | None, show_drafts: bool) -> str:
     """Streams one answer to stdout, its speed to stderr; returns the text."""
     colour = show_drafts and sys.stdout.isatty()
     stream = llm.stream(prompt, params, k)
@@ -53,10 +76,12 @@ def answer(llm: LLM, prompt: Prompt, params: SamplingParams, k: int | None, show
         f" {s.acceptance_length:.2f} tokens a round{note}",
         style="dim",
     )
+    if s.draft_choice:
+        Console(stderr=True).print(s.draft_choice, style="dim", markup=False, highlight=False)
     return done.text
 
 
-def converse(llm: LLM, params: SamplingParams, k: int | None, show_drafts: bool) -> None:
+def converse(llm: LLM, params: SamplingParams, k: DraftLength | None, show_drafts: bool) -> None:
     """Reads questions until an empty line or the end of input; an unusable one is refused and the talk goes on."""
     messages: list[ChatMessage] = []
     console = Console(stderr=True)

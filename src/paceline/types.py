@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from paceline.errors import UsageError
 
@@ -20,9 +21,18 @@ class ChatMessage(TypedDict):
 Prompt = str | list[int] | list[ChatMessage]
 """A raw string, token ids, or chat messages (rendered with the checkpoint's chat template)."""
 
+AUTO: Literal["auto"] = "auto"
+DraftLength = int | Literal["auto"]
+"""Tokens to draft in a round: a number, or "auto" for what the controller chooses round by round."""
+
 Biases = Mapping[int, float] | tuple[tuple[int, float], ...]
 """Token ids with what is added to their logits; a mapping is kept as pairs by ascending id, which can be hashed."""
 
+AcceptMode = Literal["coupled", "rejection", "block"]
+"""How a round decides which drafts stay; `paceline.verification` has the laws, docs/sampling.md the choice."""
+
+ACCEPT_MODES: tuple[AcceptMode, ...] = get_args(AcceptMode)
+STRUCTURES = ("json_schema", "regex", "grammar")
 MOST_LOGPROBS = 20
 STREAM_STEP = 0x9E3779B97F4A7C15  # odd, so no two of 2^64 streams share a seed; far from the seeds people write
 
@@ -40,7 +50,13 @@ class SamplingParams:
     tokens cannot come before `min_tokens` tokens; stop strings can. `paceline.processors` has the order of these rules.
     logprobs n asks for the log-probability of every emitted token and of the n likeliest there, by the model itself:
     of softmax over its soft-capped logits, before any rule, suppressed token or temperature.
-    n texts come of one prompt, each with the seed of its own that `streams` gives.
+    n texts come of one prompt, each with the seed of its own that `streams` gives; of best_of texts, where that is
+    greater, the n whose mean log-probability is greatest, best first.
+
+    accept "coupled": equal seeds give equal texts, drafting or not. "rejection" and "block" keep more drafts: the law
+    of the text is the same, but one seed gives another text for another drafter or draft length. Greedy texts are
+    equal in all three. At most one of json_schema (text or mapping), regex and grammar (Lark) says what the text must
+    be; an end token comes only where that is complete. Like any other text it is cut at max_tokens.
     """
 
     temperature: float = 0.0
@@ -58,11 +74,18 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     n: int = 1
+    best_of: int | None = None
+    accept: AcceptMode = "coupled"
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        object.__setattr__(self, "json_schema", _schema(self.json_schema))
         self._check_types()
         self._check_rules()
+        self._check_structure()
         checks = (
             (0.0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or greater", self.temperature),
             (self.top_k >= 0, "top_k must be 0 (off) or greater", self.top_k),
@@ -71,15 +94,25 @@ class SamplingParams:
             (self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens),
             (all(self.stop), "stop strings must not be empty", self.stop),
             (self.n >= 1, "n must be at least 1", self.n),
+            (self.best_of is None or self.best_of >= self.n, "best_of must be at least n", self.best_of),
+            (self.accept in ACCEPT_MODES, f"accept must be one of {', '.join(ACCEPT_MODES)}", self.accept),
         )
         _refuse_first(checks)
 
+    @property
+    def structure(self) -> tuple[str, str] | None:
+        """The name and the text of the one field that says what the text must be."""
+        return next(((name, getattr(self, name)) for name in STRUCTURES if getattr(self, name) is not None), None)
+
     def streams(self) -> list[SamplingParams]:
-        """The parameters of each of the n texts: text i has seed (seed + i * 0x9E3779B97F4A7C15) mod 2^64.
+        """The parameters of each of the n (or best_of) texts: text i has seed (seed + i * 0x9E3779B97F4A7C15) mod 2^64.
 
         Text 0 is the one that n = 1 gives. Seeds of all texts differ; greedy texts are equal all the same.
         """
-        return [replace(self, n=1, seed=(self.seed + i * STREAM_STEP) % 2**64) for i in range(self.n)]
+        # Which texts are best is told by their log-probabilities.
+        logprobs = self.logprobs if self.best_of is None else self.logprobs or 0
+        one = replace(self, n=1, best_of=None, logprobs=logprobs)
+        return [replace(one, seed=(self.seed + i * STREAM_STEP) % 2**64) for i in range(self.best_of or self.n)]
 
     def _check_rules(self) -> None:
         """The ranges of what reshapes logits before the cuts, and of what is reported."""
@@ -97,6 +130,20 @@ class SamplingParams:
         )  # fmt: skip
         _refuse_first(checks)
 
+    def _check_structure(self) -> None:
+        """What the text must be, and what contradicts it; whether it compiles is `paceline.structure`'s to say."""
+        given = [name for name in STRUCTURES if getattr(self, name) is not None]
+        for name in given:
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise UsageError(f"{name} must be a string that is not empty, not {value!r}")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        # The grammar alone decides when a text may and must end.
+        for name, on in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+            if given and on:
+                raise UsageError(f"{name} does not go with {given[0]}, which says where the text ends; leave one out")
+
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """`logit_bias` as pairs by ascending id."""
@@ -106,8 +153,8 @@ class SamplingParams:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             if not isinstance(getattr(self, name), int | float):
                 raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
-        whole = ("top_k", "seed", "max_tokens", "min_tokens", "n")
-        for name in (*whole, "logprobs") if self.logprobs is not None else whole:
+        whole = ["top_k", "seed", "max_tokens", "min_tokens", "n"]
+        for name in whole + [name for name in ("logprobs", "best_of") if getattr(self, name) is not None]:
             if not isinstance(getattr(self, name), int):
                 raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         # A plain string would be taken for many stop strings of one character.
@@ -133,12 +180,23 @@ def _pairs(biases: Biases) -> tuple[tuple[int, float], ...]:
     return tuple(sorted((token, float(bias)) for token, bias in given.items()))
 
 
+def _schema(schema: object) -> object:
+    """A mapping as JSON text, which can be hashed; anything else as it is."""
+    if not isinstance(schema, Mapping):
+        return schema
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"json_schema must hold nothing but JSON: {error}") from None
+
+
 @dataclass(slots=True)
 class Stats:
     """What one completion cost. Positions are draft positions: index 0 is the first drafted token of a round.
 
     `token_times_s[i]` is when token i became available, in seconds since the request started;
     the tokens of one round share a time. The first entry is the time to first token (TTFT).
+    draft_choice: how many tokens the rounds drafted, and why, in words.
     """
 
     rounds: int = 0
@@ -148,6 +206,7 @@ class Stats:
     from_draft: list[bool] = field(default_factory=list)
     prompt_tokens: int = 0
     seconds: float = 0.0
+    draft_choice: str = ""
 
     def count_round(self, drafted: int, accepted: int) -> None:
         """Adds one round that drafted and accepted so many tokens (the bonus token is in neither)."""
@@ -215,3 +274,8 @@ class Completion:
     finish_reason: str
     stats: Stats
     logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean natural log-probability of the tokens, by the model itself; None where the parameters ask for none."""
+        return sum(entry.chosen for entry in self.logprobs) / len(self.logprobs) if self.logprobs else None

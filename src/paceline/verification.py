@@ -4,9 +4,9 @@ Rows of probabilities: q [..., k, V] is the law that each draft was drawn from, 
 is the target's law at the same places, and one further. Both are what temperature, top-k and top-p leave. The V
 columns may be any ids that the two have in common; drafts are column numbers. Leading axes are independent rounds.
 
-token    Leviathan et al. 2022 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318): test draft after draft.
-block    Sun et al. 2024 (arXiv 2403.10444): keep the longest prefix that passes; never shorter on average.
-coupled  the target's own choice with the drafter's noise (see `paceline.sampling`), for comparison.
+rejection  Leviathan et al. 2022 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318): test draft after draft.
+block      Sun et al. 2024 (arXiv 2403.10444): keep the longest prefix that passes; never shorter on average.
+coupled    the target's own choice with the drafter's noise (see `paceline.sampling`), for comparison.
 
 Drafts that were not drawn but taken (argmax, n-grams) have the law `one_hot`: kept with probability p(x).
 
@@ -23,19 +23,19 @@ choice, which `Ops.gumbel` computes.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.errors import UsageError
-from paceline.kernels.reference import Words, philox_uniform
+from paceline.kernels.noise import philox_uniform
+from paceline.kernels.reference import Words
+from paceline.types import ACCEPT_MODES, AcceptMode
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Kind = TypeVar("Kind", bound=np.generic)
-Mode = Literal["token", "block", "coupled"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Purpose(IntEnum):
@@ -71,14 +71,14 @@ class Odds(NamedTuple):
 # ---- the noise ------------------------------------------------------------------------------------------------------
 
 
-def draft_uniforms(mode: Mode, seed: Words, first: Words, step: int, ids: npt.NDArray[np.uint64]) -> Floats:
+def draft_uniforms(mode: AcceptMode, seed: Words, first: Words, step: int, ids: npt.NDArray[np.uint64]) -> Floats:
     """Uniforms [..., V] that draw the round's draft number `step` (from 0); its first token will sit at `first`."""
     if mode == "coupled":
         return philox_uniform(seed, np.asarray(first, dtype=np.uint64) + np.uint64(step), ids)
     return philox_uniform(seed, first, ids, _word(Purpose.DRAFT, step))
 
 
-def round_noise(mode: Mode, seed: Words, first: Words, k: int, ids: npt.NDArray[np.uint64]) -> Noise:
+def round_noise(mode: AcceptMode, seed: Words, first: Words, k: int, ids: npt.NDArray[np.uint64]) -> Noise:
     """The noise of a round of k drafts whose first token will sit at `first`, for columns that mean `ids` [V].
 
     `seed` and `first` are whole numbers, or uint64 arrays [..., 1, 1] for many rounds at once.
@@ -112,7 +112,7 @@ def one_hot(draft: Ids, columns: int) -> Floats:
     return np.asarray(draft[..., None] == np.arange(columns), dtype=np.float64)
 
 
-def odds(mode: Mode, draft: Ids, q: Floats, p: Floats) -> Odds:
+def odds(mode: AcceptMode, draft: Ids, q: Floats, p: Floats) -> Odds:
     """Every chance that decides the round of drafts [..., k]. Raises UsageError for a draft that q rules out."""
     _check(mode, draft, q, p)
     if mode == "coupled":
@@ -125,13 +125,13 @@ def odds(mode: Mode, draft: Ids, q: Floats, p: Floats) -> Odds:
     return Odds(accept, _followers(left, mass, p))
 
 
-def law(mode: Mode, draft: Ids, q: Floats, p: Floats) -> Floats:
+def law(mode: AcceptMode, draft: Ids, q: Floats, p: Floats) -> Floats:
     """The exact law [..., k+1, V] of (kept, token) given the drafts: `verify`, with its noise integrated out."""
     chances = odds(mode, draft, q, p)
     return np.asarray(kept_law(mode, chances.accept)[..., None] * chances.token)
 
 
-def kept_law(mode: Mode, accept: Floats) -> Floats:
+def kept_law(mode: AcceptMode, accept: Floats) -> Floats:
     """The law [..., k+1] of how many are kept, from the chances [..., k] that each passes."""
     sure = np.ones((*accept.shape[:-1], 1))
     if mode == "block":  # the last that passes
@@ -141,7 +141,7 @@ def kept_law(mode: Mode, accept: Floats) -> Floats:
     return np.asarray(np.concatenate([sure, before], -1) * np.concatenate([1.0 - accept, sure], -1))
 
 
-def verify(mode: Mode, draft: Ids, q: Floats, p: Floats, noise: Noise) -> Verdict:
+def verify(mode: AcceptMode, draft: Ids, q: Floats, p: Floats, noise: Noise) -> Verdict:
     """Keeps a prefix of the drafts [..., k] and draws the token after it, so that the whole follows the target's law.
 
     "coupled" needs the drafts drawn with noise.token's own rows, the other modes with noise independent of both parts.
@@ -213,9 +213,9 @@ def coupled_choice(draft: Ids, q: Floats, p: Floats) -> Floats:
 # ---- small parts ----------------------------------------------------------------------------------------------------
 
 
-def _check(mode: Mode, draft: Ids, q: Floats, p: Floats) -> None:
-    if mode not in MODES:
-        raise UsageError(f"verification is one of {', '.join(MODES)}, not {mode!r}")
+def _check(mode: AcceptMode, draft: Ids, q: Floats, p: Floats) -> None:
+    if mode not in ACCEPT_MODES:
+        raise UsageError(f"verification is one of {', '.join(ACCEPT_MODES)}, not {mode!r}")
     k, columns = draft.shape[-1], p.shape[-1]
     if q.shape != (*draft.shape, columns) or p.shape != (*draft.shape[:-1], k + 1, columns):
         raise UsageError(f"{k} drafts need laws q [{k}, V] and p [{k + 1}, V], not {list(q.shape)} and {list(p.shape)}")

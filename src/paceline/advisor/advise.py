@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from paceline.advisor import memory, speed
 from paceline.advisor.commands import HUB, Setup, commands
 from paceline.advisor.forecast import Forecast, forecast
 from paceline.advisor.machines import Machine
 from paceline.advisor.memory import PRECISIONS, Plan, Use
-from paceline.advisor.priors import Prior, prior
+from paceline.advisor.priors import SMALL, Prior, prior
 from paceline.cache import PAGE
 from paceline.config import DrafterConfig, TextConfig
+from paceline.control.cost import CostTable, read_table
 from paceline.errors import UsageError
 from paceline.shapes import SHAPES, drafter_config, target_config
 
 FITS, CAUTION, TOO_LARGE = "fits", "fits, with a caution", "does not fit"
 NO_STEP = "no step short of a larger machine or a smaller size makes it fit"
-SMALL = ("e2b", "e4b")
 MIXTURE = "26b-a4b"
 SMALL_DEVICE = 17e9
 MODEST = 1.1e12
@@ -26,11 +27,26 @@ MODEST = 1.1e12
 each other (DGX Spark from none to 2.3x, M1 Max 1.1x, M5 Max 0.7x at batch 4), and its authors warn of it."""
 COMFORT = 10.0
 """Tokens a second of one sequence that a recommendation must reach: somewhat faster than people read."""
+QUICKER = 1.25
+"""How much faster a change must make it to be worth a sentence."""
+CAUTIONS = {
+    "mixture": (
+        "at batch 1 on modest hardware drafts bring its experts' weights in as well, and reports of a gain contradict"
+        " each other; batch 4 to 8 is where drafting is reported to pay"
+    ),
+    "small": "it is made for single users on small devices",
+    "none": "drafting is expected to bring too little here, so run it without",
+    "slower": "drafting may slow it down on texts that are hard to draft",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is wanted. context: tokens of a sequence in all; output: those of them that are the answer."""
+    """What is wanted. context: tokens of a sequence in all; output: those of them that are the answer.
+
+    prompt: tokens of a usual prompt, where they are known to be fewer than the context has room for; speeds are
+    predicted for those. workload says in words where the lengths come from.
+    """
 
     target: str = "any"
     batch: int = 1
@@ -38,14 +54,23 @@ class Wish:
     output: int = 512
     category: str = "mixed"
     temperature: float = 0.0
+    prompt: int | None = None
+    workload: str = ""
 
     def __post_init__(self) -> None:
         if self.target != "any" and self.target not in SHAPES:
             raise UsageError(f"there is no size {self.target!r}; choose any, {', '.join(SHAPES)}")
+        if self.context < 2:
+            raise UsageError(f"a context holds a prompt and an answer, 2 tokens at least, not {self.context}")
         if not 1 <= self.output < self.context:
             raise UsageError(f"output must lie in 1 .. {self.context - 1} (the context holds it), not {self.output}")
         if not 1 <= self.batch <= 1024:
             raise UsageError(f"batch must lie in 1 .. 1024, not {self.batch}")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt."""
+        return self.context - self.output if self.prompt is None else self.prompt
 
     @property
     def sizes(self) -> list[str]:
@@ -68,6 +93,7 @@ class Decision:
     verdict: str
     reason: str
     change: str
+    faster: str
     commands: dict[str, str]
 
     @property
@@ -83,23 +109,25 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """All decisions; `best` is the recommended one, None where nothing fits."""
+    """All decisions; `best` is the recommended one, None where nothing fits. measured: the file of round times."""
 
     machine: Machine
     wish: Wish
     prior: Prior
     decisions: list[Decision]
     best: Decision | None
+    measured: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size at one precision, before it is judged."""
+    """One size at one precision, before it is judged. table: measured rounds of the size wished for, in bf16."""
 
     machine: Machine
     wish: Wish
     size: str
     precision: str
+    table: CostTable | None = None
 
     @property
     def config(self) -> TextConfig:
@@ -115,7 +143,7 @@ class Case:
 
     def use(self, int8_head: bool = False) -> Use:
         """The memory asked for."""
-        return Use(batch=self.wish.batch, context=self.wish.context, int8_head=int8_head)
+        return Use(batch=self.wish.batch, context=self.wish.context, int8_head=int8_head, device=self.machine.kind)
 
     def spare(self, use: Use) -> float:
         """Bytes left over; none are enough for more positions than the size has."""
@@ -124,16 +152,23 @@ class Case:
         return memory.fits(memory.plan(self.config, self.drafter, self.bits, use), self.machine.room)
 
 
-def advise(machine: Machine, wish: Wish) -> Advice:
-    """Judges the sizes asked for at every precision. Raises UsageError for a wish that no size can hold."""
+def advise(machine: Machine, wish: Wish, cost: Path | None = None) -> Advice:
+    """Judges the sizes asked for at every precision; `cost` is a file of measured rounds of the one that is wished for.
+
+    Raises UsageError for a wish that no size can hold, and for a file that is none or does not say of which size.
+    """
+    if cost is not None and wish.target == "any":
+        raise UsageError(f"{cost} holds the rounds of one size; say with --target which")
+    table = None if cost is None else read_table(cost)
     prior_ = prior(wish.category, wish.temperature)
     small = prior(wish.category, wish.temperature, small=True)
     most = max(target_config(size).max_positions for size in wish.sizes)
     if wish.context > most:
         raise UsageError(f"a context of {wish.context} tokens is more than {most}, the most these sizes take")
-    cases = [Case(machine, wish, size, precision) for size in wish.sizes for precision in PRECISIONS]
+    cases = [Case(machine, wish, size, precision, table) for size in wish.sizes for precision in PRECISIONS]
     decisions = [decide(case, small if case.size in SMALL else prior_) for case in cases]
-    return Advice(machine=machine, wish=wish, prior=prior_, decisions=decisions, best=recommend(decisions))
+    return Advice(machine=machine, wish=wish, prior=prior_, decisions=decisions, best=recommend(decisions),
+                  measured="" if cost is None else cost.name)  # fmt: skip
 
 
 def recommend(decisions: list[Decision]) -> Decision | None:
@@ -159,8 +194,8 @@ def decide(case: Case, prior_: Prior) -> Decision:
     return Decision(
         size=case.size, precision=case.precision, plan=found, spare=spare, int8_head=int8, forecast=seen,
         longest=memory.longest_context(case.config, case.drafter, case.bits, use, case.machine.room),
-        first_token_s=_first_token(case), verdict=verdict, reason=reason, change=change(case, verdict),
-        commands={} if verdict == TOO_LARGE else commands(setup),
+        first_token_s=_first_token(case), verdict=verdict, reason=reason, change=change(case, verdict, prior_),
+        faster=faster(case, seen) if spare >= 0 else "", commands={} if verdict == TOO_LARGE else commands(setup),
     )  # fmt: skip
 
 
@@ -172,13 +207,14 @@ def takes_int8_head(case: Case) -> bool:
 
 def _load(case: Case, int8_head: bool) -> speed.Load:
     """A round halfway through the answer."""
-    return speed.Load(batch=case.wish.batch, context=case.wish.context - case.wish.output // 2,
-                      weight_bytes=case.bits / 8, int8_head=int8_head)  # fmt: skip
+    wish = case.wish
+    measured = case.table if case.precision == "bf16" and case.size == wish.target else None
+    return speed.Load(batch=wish.batch, context=wish.prompt_tokens + wish.output - wish.output // 2,
+                      weight_bytes=case.bits / 8, int8_head=int8_head, measured=measured)  # fmt: skip
 
 
 def _first_token(case: Case) -> float | None:
-    prompt = case.wish.context - case.wish.output
-    return speed.prompt_seconds(case.config, prompt, case.bits / 8, case.machine, speed.fitted())
+    return speed.prompt_seconds(case.config, case.wish.prompt_tokens, case.bits / 8, case.machine, speed.fitted())
 
 
 def _draft_length(seen: Forecast | None) -> int:
@@ -210,25 +246,52 @@ def cautions(case: Case, seen: Forecast | None) -> Iterator[str]:
     wish, machine = case.wish, case.machine
     modest = machine.bandwidth is None or machine.bandwidth < MODEST
     if case.size == MIXTURE and wish.batch == 1 and modest:
-        yield (
-            "at batch 1 on modest hardware drafts bring its experts' weights in as well, and reports of a gain"
-            " contradict each other; batch 4 to 8 is where drafting is reported to pay"
-        )
+        yield CAUTIONS["mixture"]
     if case.size in SMALL and (wish.batch > 1 or machine.room > SMALL_DEVICE):
-        yield "it is made for single users on small devices"
+        yield CAUTIONS["small"]
     if seen is not None and seen.k == 0:
-        yield "drafting is expected to bring too little here, so run it without"
+        yield CAUTIONS["none"]
     elif seen is not None and seen.speedup.low < 1:
-        yield "drafting may slow it down on texts that are hard to draft"
+        yield CAUTIONS["slower"]
 
 
-def change(case: Case, verdict: str) -> str:
+def change(case: Case, verdict: str, prior_: Prior) -> str:
     """The cheapest step: what makes it fit, or what its caution asks for; empty where nothing is to be changed."""
     if verdict == TOO_LARGE:
         return next(steps(case), NO_STEP)
     if case.size == MIXTURE and verdict == CAUTION and case.wish.batch == 1:
-        return "serve 4 to 8 texts side by side (--batch 4), or run it without the drafter and measure both"
+        return f"serve 4 to 8 texts side by side ({_side_by_side(case, prior_)}), or run it without the drafter"
     return ""
+
+
+def _side_by_side(case: Case, prior_: Prior) -> str:
+    """What four texts together are predicted to bring."""
+    four = replace(case, wish=replace(case.wish, batch=4))
+    seen = forecast(case.config, case.drafter, _load(four, takes_int8_head(four)), case.machine, prior_)
+    if seen is None:
+        return "--batch 4"
+    return f"--batch 4: {4 * seen.rate.low:.0f} to {4 * seen.rate.high:.0f} tokens/s together, predicted"
+
+
+def faster(case: Case, seen: Forecast | None) -> str:
+    """The cheapest change that is predicted to make it `QUICKER` times as fast: fewer bits, else a smaller size."""
+    if seen is None:
+        return ""
+    for other in _quicker(case):
+        int8 = takes_int8_head(other)
+        prior_ = prior(case.wish.category, case.wish.temperature, small=other.size in SMALL)
+        found = forecast(other.config, other.drafter, _load(other, int8), case.machine, prior_)
+        if found and other.spare(other.use(int8)) >= 0 and found.rate.middle >= QUICKER * seen.rate.middle:
+            rates = f"{found.rate.low:.0f} to {found.rate.high:.0f} tokens/s for each text"
+            return f"{HUB[other.size]} at {other.precision}: {rates}, predicted"
+    return ""
+
+
+def _quicker(case: Case) -> Iterator[Case]:
+    """The same size with fewer bits, then smaller sizes, the next smaller first."""
+    yield from (replace(case, precision=name) for name, bits in PRECISIONS.items() if bits < case.bits)
+    order = list(SHAPES)
+    yield from (replace(case, size=size) for size in reversed(order[: order.index(case.size)]))
 
 
 def steps(case: Case) -> Iterator[str]:

@@ -70,7 +70,9 @@ def _sglang(s: Setup) -> str:
         f" --speculative-algorithm NEXTN --speculative-draft-model-path {s.hub}-assistant"
         f" --speculative-num-steps {steps} --speculative-num-draft-tokens {steps + 1} --speculative-eagle-topk 1"
     )
-    limits = f"--context-length {s.context} --max-running-requests {s.batch}"
+    if s.size == "26b-a4b":
+        spec = "  # without its drafter, for which SGLang's guide asks for two GPUs (--tp 2)"
+    limits = f"--context-length {s.context} --max-running-requests {s.batch} --mem-fraction-static 0.85"
     return f"sglang serve --model-path {target} {limits}" + (spec if s.k else "")
 
 
@@ -85,7 +87,8 @@ def _ollama(s: Setup) -> str:
         return ""
     lines = [f"FROM <gemma-4-{HUB[s.size]}.gguf>", f"PARAMETER num_ctx {s.context}"]
     lines += ["DRAFT <drafter.gguf>", f"PARAMETER draft_num_predict {s.k}"] if s.k else []
-    return "ollama create my-gemma -f Modelfile, with these lines in it: " + "; ".join(lines)
+    parallel = f"; and start it with OLLAMA_NUM_PARALLEL={s.batch} ollama serve" if s.batch > 1 else ""
+    return "ollama create my-gemma -f Modelfile, with these lines in it: " + "; ".join(lines) + parallel
 
 
 def _mlx(s: Setup) -> str:

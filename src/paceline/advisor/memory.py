@@ -1,34 +1,41 @@
 """What a size takes on a machine, class by class, and the longest context that fits.
 
-The arithmetic of caches is the engine's own (`paceline.device.memory.Need`); what must stay free to work in is its
-margin too, shown here in parts.
+The arithmetic of caches is the engine's own (`paceline.device.memory.Need`, on the CPU `paceline.cache.Storage`); what
+must stay free to work in on a GPU is its margin too, shown here in parts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from paceline import roofline
-from paceline.cache import PAGE
+from paceline.advisor import cpu_memory
+from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import DrafterConfig, TextConfig
 from paceline.device.memory import MARGIN_BYTES, Need, rope_bytes
 from paceline.errors import UsageError
 
 PRECISIONS: dict[str, float] = {"bf16": 16.0, "8 bit": 8.0, "4.5 bit": 4.5}
 """Bits of a weight, scales counted in: 4.5 is what 4-bit blocks of 32 weights with their scales take."""
+VECTOR_BYTES = 4
+DRAFTS = MAX_TENTATIVE - 1  # what a round may add to a cache beyond the text
 CHUNK = 2048  # rows of a prompt that pass at once
 GRAPH_BYTES = 256 << 20  # assumed: recorded rounds keep their own work space
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """What is asked for: sequences side by side, tokens of each (prompt and answer), and the drafter."""
+    """What is asked for: sequences side by side, tokens of each (prompt and answer), the drafter, and where.
+
+    On device "cpu" Paceline runs one text after another, with weights in bf16; other precisions are other engines'.
+    """
 
     batch: int = 1
     context: int = 8192
     drafter: bool = True
     int8_head: bool = False
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.context < 1:
@@ -37,7 +44,10 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes by class. kv_sliding: rings of the window. kv_full: pages of the whole context. rope: rotary tables."""
+    """Bytes by class. kv_sliding: rings of the window. kv_full: pages of the whole context. rope: rotary tables.
+
+    program: compiled kernels and the tokenizer, where they share the model's memory.
+    """
 
     target: float
     drafter: float
@@ -48,6 +58,7 @@ class Plan:
     activations: float
     graphs: float
     margin: float
+    program: float = 0.0
 
     @property
     def total(self) -> float:
@@ -61,13 +72,15 @@ class Plan:
 
 
 def plan(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use) -> Plan:
-    """The memory plan; `bits` of a target's weight, while the drafter, keys and values are bf16."""
+    """The memory plan; `bits` of a target's weight, while the drafter, keys and values are bf16 (fp32 on the CPU)."""
+    if use.device == "cpu" and bits == PRECISIONS["bf16"]:
+        return _cpu_plan(config, drafter, use)
     need = _need(config)
     sliding = need.bytes(use.batch, PAGE) - _one_page(config, use.batch)
     activations, graphs = activation_bytes(config), float(GRAPH_BYTES)
     rope = float(rope_bytes(config, use.context))
     return Plan(
-        target=roofline.parameters(config).total * bits / 8,
+        target=target_bytes(config, bits),
         drafter=drafter_bytes(drafter) if use.drafter else 0.0,
         draft_head=head_bytes(drafter) if use.drafter and use.int8_head else 0.0,
         kv_sliding=sliding,
@@ -77,6 +90,23 @@ def plan(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use) -> P
         graphs=graphs,
         margin=max(0.0, MARGIN_BYTES - activations - graphs),
     )
+
+
+def _cpu_plan(config: TextConfig, drafter: DrafterConfig, use: Use) -> Plan:
+    found = cpu_memory.arrays(config, drafter if use.drafter else None, use.context + DRAFTS)
+    page = cpu_memory.cache_bytes(config, 2 * PAGE) - cpu_memory.cache_bytes(config, PAGE)
+    full = -(-(use.context + DRAFTS) // PAGE) * page
+    return Plan(
+        target=found.target, drafter=found.drafter, draft_head=0.0, kv_sliding=found.cache - full, kv_full=full,
+        rope=rope_bytes(config, use.context), activations=0.0, graphs=0.0, margin=0.0,
+        program=cpu_memory.CODE_BYTES + cpu_memory.TOKENIZER_SHARE * cpu_memory.TOKENIZER_FILE,
+    )  # fmt: skip
+
+
+def target_bytes(config: TextConfig, bits: float) -> float:
+    """A target's matrices at so many bits of a weight, and its norms and scales in fp32."""
+    kept = roofline.vectors(config)
+    return (roofline.parameters(config).total - kept) * bits / 8 + VECTOR_BYTES * kept
 
 
 def _need(config: TextConfig) -> Need:
@@ -90,10 +120,11 @@ def _one_page(config: TextConfig, batch: int) -> float:
 
 
 def drafter_bytes(drafter: DrafterConfig) -> float:
-    """A drafter in bf16, its clusters' int64 ids counted in."""
-    ids = drafter.text.vocab * roofline.ID_BYTES if drafter.centroids else 0
+    """A drafter in bf16, its norms in fp32 and its clusters' int64 ids counted in."""
     order = drafter.text.vocab if drafter.centroids else 0  # `drafter_parameters` counts the ids as parameters
-    return 2.0 * (roofline.drafter_parameters(drafter) - order) + ids
+    kept = roofline.drafter_vectors(drafter)
+    matrices = roofline.drafter_parameters(drafter) - order - kept
+    return 2.0 * matrices + VECTOR_BYTES * kept + roofline.ID_BYTES * order
 
 
 def head_bytes(drafter: DrafterConfig) -> float:
@@ -115,7 +146,9 @@ def fits(found: Plan, room: float) -> float:
 
 def longest_context(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use, room: float) -> int:
     """The longest context, in whole pages, that each of the batch's sequences can have; 0 where not one page fits."""
-    fixed = plan(config, drafter, bits, use)
-    left = room - fixed.weights - fixed.activations - fixed.graphs - fixed.margin
-    most = config.max_positions // PAGE
-    return PAGE * bisect_right(range(1, most + 1), left, key=lambda n: _need(config).bytes(use.batch, n * PAGE))
+    pages = range(1, config.max_positions // PAGE + 1)
+
+    def total(count: int) -> float:
+        return plan(config, drafter, bits, replace(use, context=count * PAGE)).total
+
+    return PAGE * bisect_right(pages, room, key=total)

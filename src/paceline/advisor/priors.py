@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from paceline.acceptance import POSITIONS, PROFILES, Profile
 from paceline.errors import UsageError
 
+SMALL = ("e2b", "e4b")
 SAMPLING_LOSS = 0.2
 """Share of acceptance that sampling at temperature 1 may cost: the low end of every range is lowered by it."""
 SAMPLING_BASIS = (
@@ -58,6 +59,7 @@ RANGES: dict[str, tuple[Profile, Profile]] = {
         _flat(0.48, "a tenth below the community report of 31% of drafts kept in prose (assumed)"),
         _flat(0.70, "assumed: what conversation keeps at later positions"),
     ),
+    "any": (_flat(0.48, "prose, of which least is kept (assumed)"), PROFILES["code"]),
     "json": (
         _flat(0.25, "8% of drafts kept, community report, k taken as 4"),
         _flat(0.97, "97% of drafts kept, llama.cpp thread on 12B: reports on JSON contradict each other"),

@@ -10,12 +10,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from paceline.advisor.advise import CAUTION, FITS, NO_STEP, SMALL, TOO_LARGE, Advice, Decision
+from paceline.advisor import published
+from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision
 from paceline.advisor.commands import HUB
+from paceline.advisor.elsewhere import ESTIMATE, estimates
 from paceline.advisor.forecast import Range
 from paceline.advisor.machines import Machine
+from paceline.advisor.memory import Use
 from paceline.advisor.priors import SAMPLING_BASIS, SMALL_BASIS
-from paceline.advisor.speed import calibration
+from paceline.advisor.speed import OVERLAP, calibration
 
 LABEL = "predicted, not measured"
 UNKNOWN = "-"
@@ -77,8 +80,10 @@ def span(values: Range, digits: int, between: str = " to ") -> str:
 
 
 def sentences(advice: Advice) -> Iterator[str]:
-    """The recommendation, what to expect, what to change elsewhere, and how to run it."""
+    """The workload, the recommendation, what to expect, what to change elsewhere, and how to run it."""
     best = advice.best
+    if advice.wish.workload:
+        yield f"Workload: {advice.wish.workload}."
     if best is None:
         yield f"Nothing fits as asked. Changes: {changes(advice.decisions)}."
         return
@@ -86,6 +91,8 @@ def sentences(advice: Advice) -> Iterator[str]:
     yield from _expectation(advice, best)
     if best.change:
         yield f"To change: {best.change}."
+    if best.faster:
+        yield f"To go faster: {best.faster}."
     if others := changes(d for d in advice.decisions if d is not best):
         yield f"Changes for the others: {others}."
     for engine, command in best.commands.items():
@@ -113,9 +120,19 @@ def _expectation(advice: Advice, best: Decision) -> Iterator[str]:
         f"Drafter: the MTP drafter in bf16{head}, k = {seen.k}: {span(seen.rate, 0)} tokens/s for each text against"
         f" {seen.plain_rate:.1f} without it, {span(seen.speedup, 2)}x, {LABEL}."
     )
-    yield f"The range is that of acceptance ({advice.prior.category}); {model_error()}."
-    if best.size in SMALL:
-        yield f"Other engines' overheads weigh more on small sizes: {published_speedups()}."
+    if seen.ceiling:
+        yield (
+            f"That is {seen.of_ceiling:.0%} of the {seen.ceiling:.0f} tokens/s that the bytes of such rounds allow at"
+            " the datasheet's bandwidth."
+        )
+    times = model_error() if best.precision != "bf16" or not advice.measured else measured_rounds(advice)
+    yield f"The range is that of acceptance ({advice.prior.category}); {times}."
+    yield f"{beside_published(best.size)}."
+
+
+def measured_rounds(advice: Advice) -> str:
+    """Where the times of bf16 rounds come from, if they were measured, in one clause."""
+    return f"round times of {HUB[advice.wish.target]} at bf16 were measured ({advice.measured})"
 
 
 def model_error() -> str:
@@ -131,9 +148,9 @@ def model_error() -> str:
 
 def elsewhere() -> str:
     """How others' published speeds stand to what is predicted for their machine, in one clause."""
-    published = calibration()["published"]
-    shares = [row["published"] / row["predicted"] for row in published["rows"]]
-    return f"{published['source']} reached {min(shares):.0%} to {max(shares):.0%} of what is predicted for it"
+    found = calibration()["published"]
+    shares = [row["published"] / row["predicted"] for row in found["rows"]]
+    return f"{found['source']} reached {min(shares):.0%} to {max(shares):.0%} of what is predicted for it"
 
 
 def published_speedups() -> str:
@@ -146,8 +163,21 @@ def published_speedups() -> str:
     return f"{found['source']}, reports {', '.join(rows)}"
 
 
+def beside_published(size: str) -> str:
+    """How the size's published speed-ups, all of other engines, stand to the ranges predicted for them."""
+    pairs = [(run, published.predicted(run)) for run in published.runs() if run.size == size]
+    inside = sum(published.inside(run, found) for run, found in pairs)
+    below = sum(run.middle < found.low for run, found in pairs)
+    return (
+        f"Of {len(pairs)} published speed-ups of {HUB[size]} in other engines, {inside} lie in the range predicted for"
+        f" them, {below} below it and {len(pairs) - inside - below} above"
+    )
+
+
 def _explain(advice: Advice, console: Console) -> None:
     console.print(memory_table(advice))
+    if advice.best:
+        console.print(elsewhere_table(advice.best, advice))
     lines = [f"{d.name}: {d.verdict}: {d.reason}." for d in advice.decisions]
     for line in (*lines, *sources(advice)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -163,15 +193,30 @@ def memory_table(advice: Advice) -> Table:
     return made
 
 
+def elsewhere_table(decision: Decision, advice: Advice) -> Table:
+    """What the choice is estimated to take in the engines that have a command for it."""
+    wish = advice.wish
+    made = Table("engine", "estimate, GB", "may take, GB", "made of", title=f"{decision.name} elsewhere: {ESTIMATE}s")
+    for found in estimates(
+        decision.size, decision.precision, Use(batch=wish.batch, context=wish.context), advice.machine
+    ):
+        if found.engine in decision.commands:
+            style = None if found.fits else "yellow"
+            made.add_row(found.engine, f"{found.bytes / 1e9:.1f}", f"{found.room / 1e9:.1f}", found.basis, style=style)
+    return made
+
+
 def sources(advice: Advice) -> list[str]:
     """Where the figures come from, and what is assumed."""
     origin = calibration()["provenance"]
     return [
         f"Machine: {advice.machine.source}.",
+        *([f"Rounds: {measured_rounds(advice)}; the others are predicted."] if advice.measured else []),
         f"Acceptance, {advice.prior.basis}; {SMALL_BASIS}. Sampling: {SAMPLING_BASIS}.",
         f"Speeds: {model_error()}; measured {origin['measured_utc']}, fitted by {origin['fit']}.",
         f"Elsewhere: {elsewhere()}; {published_speedups()}.",
-        "Experts are taken to be chosen uniformly and independently; real routing overlaps, which helps 26B-A4B.",
+        f"Experts: the low end has every row choose on its own, the high end a text's rows overlap by {OVERLAP:g} (0:"
+        " not at all, 1: the same experts), as published for another mixture; texts side by side choose on their own.",
         "Text model only: encoders of images and sound come on top (0.1 to 1.2 GB in bf16). K/V and drafter are bf16.",
         "First token: one prompt alone, nothing of it cached; without a known arithmetic rate it is left out.",
         "Larger sizes are taken to be better, then more bits of one size; 10 tokens/s for each text are asked of the"
@@ -181,10 +226,16 @@ def sources(advice: Advice) -> list[str]:
 
 def record(advice: Advice) -> dict[str, Any]:
     """Everything, in bytes, seconds and tokens a second; `recommended` is the index of a decision, or null."""
-    rows = [asdict(d) | {"total_bytes": d.plan.total, "fits": d.fits} for d in advice.decisions]
+    use = Use(batch=advice.wish.batch, context=advice.wish.context)
+    rows = [
+        asdict(d) | {"total_bytes": d.plan.total, "fits": d.fits, "elsewhere_estimated": [
+            asdict(e) | {"fits": e.fits} for e in estimates(d.size, d.precision, use, advice.machine)]}
+        for d in advice.decisions
+    ]  # fmt: skip
     best = None if advice.best is None else advice.decisions.index(advice.best)
     return {
         "schema": "paceline-advice/1", "label": LABEL, "machine": asdict(advice.machine), "wish": asdict(advice.wish),
+        "measured": advice.measured,
         "acceptance": asdict(advice.prior), "decisions": rows, "recommended": best,
         "calibration": calibration(), "sources": sources(advice),
     }  # fmt: skip

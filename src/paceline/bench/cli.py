@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline import flags
 from paceline.errors import UsageError
+
+if TYPE_CHECKING:
+    from paceline.bench.prompts import BenchPrompt
 
 Shape = Annotated[
     str | None, typer.Option(help="Time this size, random weights, on a GPU: e2b, e4b, 12b, 26b-a4b, 31b.")
@@ -39,6 +42,10 @@ Model = Annotated[str | None, typer.Option(help="The model's name at the servers
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the command lines of --engine, and stop.")]
 Trust = Annotated[bool, typer.Option("--trust-arms", help="Measure servers that do not tell whether they draft.")]
 Stall = Annotated[float, typer.Option(min=0.1, help="Seconds of a server's silence after which a request is given up.")]
+Modes = Annotated[list[str] | None, typer.Option("--accept", help="With --temperatures, may be repeated: one mode.")]
+Temperatures = Annotated[
+    str | None, typer.Option(help="Acceptance and speed in every --accept mode, as 0,0.3,0.7,1.0,1.3.")
+]
 Price = Annotated[float | None, typer.Option(help="What an hour of the machine costs: gives the cost of tokens.")]
 Watts = Annotated[float | None, typer.Option(help="What the machine draws: gives tokens per joule.")]
 JudgeBy = Annotated[
@@ -68,7 +75,7 @@ def bench(
     on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
     engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
     stall: Stall = 120.0, price_per_hour: Price = None, watts: Watts = None, judge: JudgeBy = None,
-    limit_nats: Limit = None,
+    limit_nats: Limit = None, temperatures: Temperatures = None, accept: Modes = None,
     shape: Shape = None, batch: Batch = None, draft_lengths: DraftLengths = "0,4", at_context: AtContext = "170",
     acceptance: Acceptance = "speed-bench", tokens: Tokens = 200, profile: Kernels = False, skew: Skew = 0.0,
 ) -> None:  # fmt: skip
@@ -92,6 +99,9 @@ def bench(
         print(json.dumps(bench_shape(from_flags(ctx.params), out)))
         return
     ks = None if k is None else whole_numbers("--k", k)
+    if temperatures is not None or accept:
+        print(json.dumps(_by_temperature(ctx, load_prompts(prompts), ks)))
+        return
     wanted = wanted_servers(ctx)
     if dry_run:
         print(dry_run_of(wanted, ks))
@@ -110,6 +120,27 @@ def bench(
     done = run_bench(contest, chosen, options, Output(out, html, resume, markdown), tools)
     print(json.dumps(done["summary"]))
     raise typer.Exit(exit_code(done["divergences"]))
+
+
+def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt], ks: tuple[int, ...] | None) -> dict[str, Any]:
+    """`--temperatures`: every accept mode of the engine in this process."""
+    from paceline.bench.prompts import sample as choose
+    from paceline.bench.temperatures import bench_temperatures, settings_from_flags
+    from paceline.terminal import load
+
+    given = ctx.params
+    if given["temperatures"] is None:
+        raise UsageError(
+            "--accept goes with --temperatures: bench compares texts token by token, and other modes differ"
+        )
+    if given["temperature"]:
+        raise UsageError("--temperature does not go with --temperatures; name them all in the latter")
+    if ks is not None and len(ks) > 1:
+        raise UsageError("--temperatures measures one draft length; give one --k")
+    chosen = prompts if given["sample"] is None else choose(prompts, given["sample"], given["seed"])
+    llm = load(flags.options_of(ctx), ks[0] if ks else None)
+    settings = settings_from_flags({**given, "k": ks[0] if ks else None}, llm.resolved.k)
+    return bench_temperatures(llm, chosen, settings, given["out"], given["html"])
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -108,11 +108,16 @@ def plan(prompts: Sequence[BenchPrompt], options: BenchOptions, ks: Sequence[int
     return list(steps(shuffled, options, list(ks)))
 
 
-def _check(prompts: Sequence[BenchPrompt], options: BenchOptions) -> None:
+def check_prompts(prompts: Sequence[BenchPrompt]) -> None:
+    """Raises UsageError for no prompts or for ids that are not unique."""
     if not prompts:
         raise UsageError("there are no prompts to measure on; give at least one")
     if len({prompt.id for prompt in prompts}) < len(prompts):
         raise UsageError("two prompts have the same id; results are grouped by id, so make them unique")
+
+
+def _check(prompts: Sequence[BenchPrompt], options: BenchOptions) -> None:
+    check_prompts(prompts)
     if max(options.concurrencies) > len(prompts):
         raise UsageError(
             f"{max(options.concurrencies)} requests in flight need as many prompts, and there are {len(prompts)};"

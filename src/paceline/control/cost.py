@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline.errors import UsageError
 
-Floats = NDArray[np.float64]
 K_MOST = 15
-SMOOTHING = 0.05  # share of a served round in the average of its cell
-CLAMP = 1.5  # a round counts as at most so many times slower or faster than expected: a stall is no news
+# Shares of a served round in the average of what all rounds have become slower by, and in that of its own cell. The
+# first is much the greater: else a slower machine would make every k but the one in use look cheap.
+COMMON, OWN = 0.09, 0.02
+MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected: a stall is no news
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,59 +36,66 @@ class Timing:
 class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
-    grid [batches, contexts, k_max + 1], in ms. `ms_per_expert` is what one more distinct expert of a layer costs and
-    `experts` [k_max + 1] how many a round of each k met when it was timed (mixture-of-experts models only).
+    grid [batches][contexts][k_max + 1], in ms, before `scale`. `ms_per_expert` is what one more distinct expert of a
+    layer costs and `experts` [k_max + 1] how many a round of each k met when it was timed (mixture-of-experts models
+    only). `step_ms` is a step of the drafter whose guess was then dropped. Plain floats: a round may last 1 ms.
     """
 
-    def __init__(self, timings: Iterable[Timing], ms_per_expert: float = 0.0) -> None:
+    def __init__(self, timings: Iterable[Timing], ms_per_expert: float = 0.0, step_ms: float = 0.0) -> None:
         lines = _lines(timings)
         base = max(lines.values(), key=len)
         self.batches = sorted({batch for batch, _ in lines})
         self.contexts = sorted({context for _, context in lines})
         self.k_max = max(base)
-        self.ms_per_expert = ms_per_expert
+        self.ms_per_expert, self.step_ms = ms_per_expert, step_ms
         self.experts = _by_k({k: t.distinct_experts or 0.0 for k, t in base.items()}, self.k_max)
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
-        self.grid = np.array([[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches])
-        self.drift = 0.0  # logarithm: what all rounds have become slower by
+        self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
+        self.scale = 1.0  # what all rounds have become slower by
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
-        other.__dict__.update(self.__dict__ | {"grid": self.grid.copy()})
+        other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
         return other
 
-    def times(self, batch: int = 1, context: int = 0, overlap: float = 1.0) -> Floats:
+    def times(self, batch: int = 1, context: int = 0, overlap: float = 1.0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1].
 
         overlap: distinct experts that recent rounds met, relative to the timed ones; 1 where it is not known.
         """
-        low_b, high_b, share_b = _between(self.batches, batch)
-        low_c, high_c, share_c = _between(self.contexts, context)
-        low = self.grid[low_b, low_c] * (1 - share_c) + self.grid[low_b, high_c] * share_c
-        high = self.grid[high_b, low_c] * (1 - share_c) + self.grid[high_b, high_c] * share_c
-        met = self.ms_per_expert * self.experts * (overlap - 1.0)
-        times: Floats = (low * (1 - share_b) + high * share_b + met) * math.exp(self.drift)
-        return times
+        low, high, share = _between(self.batches, batch)
+        times = self._row(low, context)
+        if share:
+            times = [a + share * (b - a) for a, b in zip(times, self._row(high, context), strict=True)]
+        if self.ms_per_expert and overlap != 1.0:
+            met = self.ms_per_expert * (overlap - 1.0)
+            times = [ms + met * experts for ms, experts in zip(times, self.experts, strict=True)]
+        return [ms * self.scale for ms in times]
+
+    def _row(self, b: int, context: int) -> list[float]:
+        low, high, share = _between(self.contexts, context)
+        if not share:
+            return self.grid[b][low]
+        return [x + share * (y - x) for x, y in zip(self.grid[b][low], self.grid[b][high], strict=True)]
 
     def ms(self, k: int, batch: int = 1, context: int = 0, overlap: float = 1.0) -> float:
         """Milliseconds of one round; UsageError for a k the table cannot know."""
         if not 0 <= k <= self.k_max:
             raise UsageError(f"the cost table knows 0 to {self.k_max} drafts, not {k}")
-        return float(self.times(batch, context, overlap)[k])
+        return self.times(batch, context, overlap)[k]
 
-    def observe(self, k: int, ms: float, batch: int = 1, context: int = 0) -> None:
-        """A served round took `ms`: averages it, clamped, into its cell, and by half into what all rounds share.
+    def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
+        """A served round took `ms`: averages it, clamped, into what all rounds share and into its cell.
 
-        Without the shared half, a slower machine would make every k but the one in use look cheap.
+        expected: what the table says of it, where the caller knows.
         """
         if not (math.isfinite(ms) and ms > 0):
             return
-        off = math.log(ms / self.ms(k, batch, context))
-        step = SMOOTHING * max(-math.log(CLAMP), min(math.log(CLAMP), off))
-        self.drift += step / 2
-        cell = _nearest(self.batches, batch), _nearest(self.contexts, context), k
-        self.grid[cell] *= math.exp(step / 2)
+        off = math.log(ms / (expected or self.ms(k, batch, context)))
+        off = max(-MOST, min(MOST, off))
+        self.scale *= math.exp(COMMON * off)
+        self.grid[_nearest(self.batches, batch)][_nearest(self.contexts, context)][k] *= math.exp(OWN * off)
 
 
 def _lines(timings: Iterable[Timing]) -> dict[tuple[int, int], dict[int, Timing]]:
@@ -101,16 +108,16 @@ def _lines(timings: Iterable[Timing]) -> dict[tuple[int, int], dict[int, Timing]
     return {key: lines[key] for key in sorted(lines)}
 
 
-def _by_k(known: dict[int, float], k_max: int) -> Floats:
+def _by_k(known: dict[int, float], k_max: int) -> list[float]:
     ks = sorted(known)
-    return np.asarray(np.interp(np.arange(k_max + 1.0), ks, [known[k] for k in ks]))
+    return [float(ms) for ms in np.interp(np.arange(k_max + 1.0), ks, [known[k] for k in ks])]
 
 
-def _line(lines: dict[tuple[int, int], dict[int, Timing]], batch: int, context: int, shape: Floats) -> Floats:
+def _line(lines: dict[tuple[int, int], dict[int, Timing]], batch: int, context: int, shape: list[float]) -> list[float]:
     """Times by k of one bucket: where few k were timed, the fullest line scaled to those that were."""
     near = min(lines, key=lambda key: (abs(math.log(key[0] / batch)), abs(key[1] - context)))
     known = {k: t.ms / shape[k] for k, t in lines[near].items() if k < len(shape)}
-    return shape * _by_k(known, len(shape) - 1) if known else shape
+    return [a * b for a, b in zip(shape, _by_k(known, len(shape) - 1), strict=True)] if known else list(shape)
 
 
 def _between(buckets: list[int], value: float) -> tuple[int, int, float]:
@@ -124,11 +131,13 @@ def _between(buckets: list[int], value: float) -> tuple[int, int, float]:
 
 
 def _nearest(buckets: list[int], value: float) -> int:
+    if len(buckets) == 1:
+        return 0
     return min(range(len(buckets)), key=lambda i: abs(buckets[i] - value))
 
 
 def read_table(path: Path) -> CostTable:
-    """A table from JSON: {"rows": [{"batch", "k", "context", "ms", "distinct_experts"?}], "ms_per_expert"?}.
+    """A table from JSON: {"rows": [{"batch", "k", "context", "ms", "distinct_experts"?}]}, ms_per_expert and step_ms.
 
     What `paceline bench --shape ... --out` writes is such a file. Raises UsageError in one sentence.
     """
@@ -138,13 +147,19 @@ def read_table(path: Path) -> CostTable:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError:
         raise UsageError(f"{path} is not JSON; give a table with rows of batch, k, context and ms") from None
+    return parse_table(data, str(path))
+
+
+def parse_table(data: Any, path: str) -> CostTable:
+    """As `read_table`, from what the JSON holds; `path` names it in errors."""
     rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} holds no rows; give a table with rows of batch, k, context and ms")
-    slope = data.get("ms_per_expert", 0.0)
-    if not _positive(slope, zero=True):
-        raise UsageError(f"{path}: ms_per_expert must be a number from 0 up, not {slope!r}")
-    return CostTable([_timing(row, f"{path}, row {i}") for i, row in enumerate(rows, 1)], float(slope))
+    prices = {name: data.get(name, 0.0) for name in ("ms_per_expert", "step_ms")}
+    for name, price in prices.items():
+        if not _positive(price, zero=True):
+            raise UsageError(f"{path}: {name} must be a number from 0 up, not {price!r}")
+    return CostTable([_timing(row, f"{path}, row {i}") for i, row in enumerate(rows, 1)], **prices)
 
 
 def _timing(row: Any, where: str) -> Timing:

@@ -1,6 +1,6 @@
 """The two-armed guard: the controller against the best constant k, on the same rounds.
 
-Both arms are scored after every round, whichever was played: a shorter draft than the one played is known exactly, a
+Both arms are scored on the same rounds, whichever was played: a shorter draft than the one played is known exactly, a
 longer one too once a draft was rejected, and only what lies behind a draft accepted whole is filled in from the
 predicted acceptance. Playing the arms in turns would need thousands of rounds to see one per cent.
 """
@@ -8,16 +8,16 @@ predicted acceptance. Playing the arms in turns would need thousands of rounds t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
-
-from paceline.control.cost import Floats
 from paceline.control.policy import Served
 from paceline.control.predict import expected_tokens
 
-LONG, SHORT = 1 / 200, 1 / 32  # weights of the newest round in the two averages of the lead
-LEAST = 0.01  # a smaller lead is no reason to change hands
-FORGET = 0.998  # of the counts behind the constant k, a round
+SCORED = 4  # one round in so many is: the others would cost as much time and tell little more
+LONG, SHORT = 1 / 100, 1 / 16  # weights of the newest scored round in the two averages of the lead
+LEAST, ENOUGH = 0.01, 32  # a smaller lead is no reason to change hands, nor is one of fewer rounds
+FORGET = 0.994  # of the counts behind the constant k, a scored round
+AFRESH = 4  # scored rounds after which the best constant k is looked up again
 
 
 class Guard:
@@ -25,38 +25,42 @@ class Guard:
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
-        self.reached, self.kept = np.full(k_max, 1e-9), np.full(k_max, 0.75e-9)
+        self.reached, self.kept = [1e-9] * k_max, [0.75e-9] * k_max
         self.lead = self.lately = self.spread = 0.0
-        self.rounds = 0
+        self.rounds, self.weight = 0, 1.0
         self.holds = False
-        self.own = self.constant = 0
-        self.law, self.times = np.zeros(k_max), np.ones(k_max + 1)
+        self.constant = 0
+        self.pace = 0.0
+        self.law: Sequence[float] = (0.0,) * k_max
+        self.times: Sequence[float] = (1.0,) * (k_max + 1)
 
-    def choose(self, own: int, law: Floats, times: Floats, spared: bool = False) -> int:
+    def choose(self, own: int, law: Sequence[float], times: Sequence[float], spared: bool = False) -> int:
         """The k of the arm that decides. law [k_max], times [k_max + 1]: the controller's view of this round.
 
         spared: the controller's k stands, and the round is a draw.
         """
         self.law, self.times = law, times
-        self.constant = int(np.argmax(expected_tokens(self._pooled()) / times))
-        self.own = self.constant if spared else own
+        if self.rounds % AFRESH == 0 or not self.pace:
+            self._look_up()
         if spared:
             return own
         error = math.sqrt(self.spread * LONG / 2)
-        leads = self.rounds >= 64 and self.lead > max(LEAST, 2 * error) and self.lately > 0
+        leads = self.rounds >= ENOUGH and self.lead > max(LEAST, 2 * error) and self.lately > 0
         self.holds = self.lately > -2 * LEAST and self.lead > 0 if self.holds else leads
         return self.constant if self.holds else own
 
-    def observe(self, served: Served) -> None:
-        """Scores both arms in milliseconds saved, relative to the round, at the pace of the constant arm."""
-        reached = min(served.accepted + 1, served.k)
-        self.reached *= FORGET
-        self.kept *= FORGET
-        self.reached[:reached] += 1
-        self.kept[: served.accepted] += 1
-        pace = float(np.max(expected_tokens(self._pooled()) / self.times))
-        scores = [self._tokens(k, served) / pace - float(self.times[k]) for k in (self.constant, self.own)]
-        difference = (scores[0] - scores[1]) / float(self.times[served.k])
+    def observe(self, served: Served, own: int, own_ms: float | None = None) -> None:
+        """Scores both arms in milliseconds saved, relative to the round, at the pace of the constant arm.
+
+        own: the controller's k; own_ms: what its draft takes where `times` do not tell, because a guess was dropped.
+        """
+        self.weight /= FORGET  # instead of shrinking all counts: the newest weighs most
+        for j in range(min(served.accepted + 1, served.k)):
+            self.reached[j] += self.weight
+            self.kept[j] += self.weight * (j < served.accepted)
+        ms = self.times[own] if own_ms is None else own_ms
+        won = (self._tokens(self.constant, served) - self._tokens(own, served)) / self.pace
+        difference = (won - self.times[self.constant] + ms) / self.times[served.k]
         self.rounds += 1
         self.lead += LONG * (difference - self.lead)
         self.lately += SHORT * (difference - self.lately)
@@ -66,11 +70,23 @@ class Guard:
         """Tokens that k drafts would have given in this round."""
         if k <= served.k or served.accepted < served.k:
             return 1.0 + min(k, served.accepted)
-        return served.accepted + float(expected_tokens(self.law[served.k : k])[-1])
+        return served.accepted + expected_tokens(self.law[served.k : k])[-1]
 
-    def _pooled(self) -> Floats:
+    def _look_up(self) -> None:
+        """The best constant k, and its tokens a millisecond."""
+        tokens = expected_tokens(self._pooled())
+        rates = [won / ms for won, ms in zip(tokens, self.times, strict=True)]
+        self.pace = max(rates)
+        self.constant = rates.index(self.pace)
+
+    def _pooled(self) -> list[float]:
         """Conditional acceptance by position over all requests; one hardly seen is taken to be like the one before."""
-        law, before = np.empty(self.k_max), 0.75
-        for j in range(self.k_max):
-            before = law[j] = (self.kept[j] + 4 * before) / (self.reached[j] + 4)
+        law, before = [], 0.75
+        if self.weight > 1e9:
+            self.reached = [count / self.weight for count in self.reached]
+            self.kept = [count / self.weight for count in self.kept]
+            self.weight = 1.0
+        for kept, reached in zip(self.kept, self.reached, strict=True):
+            before = (kept / self.weight + 4 * before) / (reached / self.weight + 4)
+            law.append(before)
         return law

@@ -7,28 +7,31 @@ without a word to the host. In particular a choice never looks at drafted tokens
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from paceline.control.predict import logit
+from paceline.control.stop import Stop, surety
 from paceline.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is known before a round: whose it is, its batch and context, and the experts it may meet (`CostTable`)."""
+class State(NamedTuple):
+    """What is known before a round: whose it is, its batch and context, and the experts it may meet (`CostTable`).
+
+    kind: requests of one kind are taken to cost and to be guessed alike; that of a temperature, for instance.
+    """
 
     request: str
     batch: int = 1
     context: int = 0
     overlap: float = 1.0
+    kind: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """A finished round: k drafts, of which `accepted` were kept, and the drafter's margins or confidences, [k] each.
 
-    Either may be empty where the drafter does not tell. ms: how long it took.
+    Either may be empty where the drafter does not tell. ms: how long it took. unmade: the confidence of one guess more,
+    which the round's `Stop` dropped.
     """
 
     request: str
@@ -39,32 +42,40 @@ class Served:
     context: int = 0
     margins: tuple[float, ...] = ()
     confidences: tuple[float, ...] = ()
+    unmade: float | None = None
+    kind: str = ""
 
     @property
-    def certainty(self) -> tuple[float, ...]:
+    def certainty(self) -> Sequence[float]:
         """One number for each draft: the margin, else the logit of the confidence, else nothing known (0)."""
         if self.margins:
-            return tuple(min(margin, 12.0) for margin in self.margins)
-        return tuple(logit(p) for p in self.confidences) or (0.0,) * self.k
+            return [min(margin, 12.0) for margin in self.margins]
+        return [surety(p) for p in self.confidences] or (0.0,) * self.k
 
 
 class Policy(Protocol):
-    """Chooses draft lengths. `reason` says in words why the last choice was made."""
+    """Chooses draft lengths."""
 
-    reason: str
+    @property
+    def stop(self) -> Stop | None:
+        """Ends the coming round's draft early, where the drafter can listen to itself; None drafts all k."""
+
+    @property
+    def reason(self) -> str:
+        """Why the last choice was made, in words."""
 
     def choose(self, state: State) -> int:
-        """How many tokens to draft in the coming round."""
+        """How many tokens to draft in the coming round, at most."""
 
     def observe(self, served: Served) -> None:
         """A round has finished."""
 
 
 class Constant:
-    """Always the same k."""
+    """Always the same k, or k at most where `stop` ends drafts early."""
 
-    def __init__(self, k: int) -> None:
-        self.k, self.reason = k, f"constant: k = {k}"
+    def __init__(self, k: int, stop: Stop | None = None) -> None:
+        self.k, self.stop, self.reason = k, stop, f"constant: k = {k}"
 
     def choose(self, state: State) -> int:
         return self.k
@@ -75,6 +86,8 @@ class Constant:
 
 class Heuristic:
     """The "heuristic" schedule of Hugging Face Transformers: two more if all drafts were accepted, else one fewer."""
+
+    stop = None
 
     def __init__(self, k_max: int, start: int = 5) -> None:
         self.k_max, self.first, self.reason = k_max, min(start, k_max), ""
@@ -96,6 +109,8 @@ class Confidence:
     The rule of `--min-confidence`, a round late. Confidence by position is averaged over the request; a position
     that is not drafted drifts to the last that was.
     """
+
+    stop = None
 
     def __init__(self, k_max: int, threshold: float = 0.4, weight: float = 0.3) -> None:
         self.k_max, self.threshold, self.weight, self.reason = k_max, threshold, weight, ""

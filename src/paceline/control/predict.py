@@ -1,9 +1,10 @@
 """How likely drafts are to be accepted, learnt from rounds that were verified.
 
-One logistic law per draft position, over what earlier rounds of the request showed: the drafter's own certainty
-(top-2 logit margin, or confidence) and how its drafts fared. Fitted by Newton's method as served rounds come in. What
-stands behind the first rejection was never verified and teaches nothing: position j is learnt from the rounds that
-reached it, which makes it the conditional probability a round needs.
+Two logistic laws. Before a round, one for each draft position, over what earlier rounds of the request showed: the
+drafter's own certainty (top-2 logit margin, or confidence) and how its drafts fared. Within a round, where the drafter
+can listen to itself, one over the confidence of the guess at hand (`Reading`). Both are fitted by Newton's method as
+served rounds come in. What stands behind the first rejection was never verified and teaches nothing: position j is
+learnt from the rounds that reached it, which makes it the conditional probability a round needs.
 """
 
 from __future__ import annotations
@@ -11,22 +12,28 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.control.stop import Stop, surety
+
 Floats = NDArray[np.float64]
 FEATURES = 3  # one, certainty of late, certainty over the request
-WINDOW = 512  # verified drafts of one position that a fit looks back on
-REFIT = 32  # rounds between two fits; the first ones come sooner
-NEWTON_STEPS = 4
-PRIOR = np.array([1.1, 0.4, 0.2])  # logit of 0.75; a surer drafter is more often right
+WINDOW = 256  # verified drafts of one position that a fit looks back on
+EARLY, REFIT = (
+    (8, 16, 32, 64, 128),
+    256,
+)  # rounds after which the laws are fitted: the first ones, and then each so many
+NEWTON_STEPS = 6
+PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.12, 0.995
 REQUESTS = 1024  # remembered at once
+CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
 
 @dataclass(slots=True)
@@ -38,19 +45,20 @@ class Request:
     bias: float = 0.0
 
 
-@dataclass(slots=True)
 class Samples:
-    """A ring of the last verified drafts of one position: features, offset and outcome."""
+    """A ring of the last verified drafts: a row of features, then offset and outcome."""
 
-    x: Floats = field(default_factory=lambda: np.zeros((WINDOW, FEATURES)))
-    offset: Floats = field(default_factory=lambda: np.zeros(WINDOW))
-    y: Floats = field(default_factory=lambda: np.zeros(WINDOW))
-    seen: int = 0
+    def __init__(self) -> None:
+        self.rows, self.seen = np.zeros((WINDOW, FEATURES + 2)), 0
 
-    def add(self, x: Sequence[float], offset: float, y: bool) -> None:
-        at = self.seen % WINDOW
-        self.x[at], self.offset[at], self.y[at] = x, offset, y
+    def add(self, one: float, two: float, offset: float, y: bool) -> None:
+        self.rows[self.seen % WINDOW] = (1.0, one, two, offset, y)
         self.seen += 1
+
+    def fit(self, mean: Floats, precision: Floats) -> Floats:
+        """Most likely weights of a logistic law over what is in the ring."""
+        rows = self.rows[: min(self.seen, WINDOW)]
+        return newton(rows[:, :FEATURES], rows[:, FEATURES], rows[:, -1], mean, precision) if self.seen else mean
 
 
 class Acceptance:
@@ -62,38 +70,54 @@ class Acceptance:
         self.prior = np.tile(PRIOR, (k_max, 1))
         if prior is not None:
             self.prior[:, 0] = [logit(p) for p in prior]
-        self.weights = self.prior.copy()
+        self.weights: list[list[float]] = self.prior.tolist()
         self.samples = [Samples() for _ in range(k_max)]
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
         self.rounds = 0
 
-    def law(self, request: str) -> Floats:
+    def start_from(self, other: Acceptance) -> None:
+        """Takes the other's laws for a prior, and its scale of certainty."""
+        self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
+        self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
+
+    def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
         known = self._request(request)
-        z = self.weights @ np.array([1.0, known.fast, known.slow]) + known.bias
-        return np.asarray(1.0 / (1.0 + np.exp(-z)))
+        fast, slow, bias = known.fast, known.slow, known.bias
+        exp = math.exp
+        return [1.0 / (1.0 + exp(-(w0 + w1 * fast + w2 * slow + bias))) for w0, w1, w2 in self.weights]
 
-    def observe(self, request: str, accepted: int, certainty: Sequence[float], news: float = 1.0) -> None:
+    def observe(
+        self,
+        request: str,
+        accepted: int,
+        certainty: Sequence[float],
+        news: float = 1.0,
+        unmade: float | None = None,
+    ) -> None:
         """A verified round: `accepted` of len(certainty) drafts; certainty = margin (or logit of confidence) of each.
 
         Only positions up to the first rejection are looked at. news: how many times its usual step the bias takes.
+        unmade: the certainty of one more guess, which was dropped.
         """
         reached = min(accepted + 1, len(certainty), self.k_max)
-        if not reached:
-            return
-        known, law = self._request(request), self.law(request)
-        x = (1.0, known.fast, known.slow)
-        for j in range(reached):
-            kept = j < accepted
-            self.samples[j].add(x, known.bias, kept)
-        surprise = sum((j < accepted) - law[j] for j in range(reached))
-        known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
-        for mark in certainty[:reached]:
-            self._mark(known, mark)
-        self.rounds += 1
-        if self.rounds % REFIT == 0 or self.rounds in (8, 16):
-            self._fit()
+        known = self._request(request)
+        if reached:
+            fast, slow, bias, surprise = known.fast, known.slow, known.bias, 0.0
+            for j in range(reached):
+                w0, w1, w2 = self.weights[j]
+                kept = j < accepted
+                self.samples[j].add(fast, slow, bias, kept)
+                surprise += kept - 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
+            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
+            for mark in certainty[:reached]:
+                self._mark(known, mark)
+            self.rounds += 1
+            if self.rounds % REFIT == 0 or self.rounds in EARLY:
+                self._fit()
+        if unmade is not None and accepted == len(certainty):
+            self._mark(known, unmade)
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
@@ -107,30 +131,50 @@ class Acceptance:
         known.slow += SLOW * (standard - known.slow)
 
     def _request(self, name: str) -> Request:
-        if name not in self.requests:
-            self.requests[name] = Request()
+        known = self.requests.get(name)
+        if known is None:
+            known = self.requests[name] = Request()
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
-        return self.requests[name]
+        return known
 
     def _fit(self) -> None:
         """Newton's method, position by position; one with few verified drafts keeps close to the one before it."""
+        before = self.prior[0]
         for j, samples in enumerate(self.samples):
-            count = min(samples.seen, WINDOW)
-            step = self.prior[j] - self.prior[j - 1] if j else 0.0
-            mean = self.weights[j - 1] + step if j else self.prior[0]
-            precision = PRECISION + NEIGHBOUR * (j > 0)
-            data = samples.x[:count], samples.offset[:count], samples.y[:count]
-            self.weights[j] = newton(*data, mean, precision) if count else mean
+            mean = before + self.prior[j] - self.prior[j - 1] if j else before
+            before = samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0))
+            self.weights[j] = before.tolist()
+
+
+class Reading:
+    """What the drafter's confidence of a guess is worth: slope, offset and depth of `Stop`, learnt from outcomes."""
+
+    def __init__(self) -> None:
+        self.samples, self.law, self.rounds = Samples(), (0.0, 1.0, 0.0), 0
+
+    def stop(self, keep: float, go: float) -> Stop:
+        """A rule with these two bounds on the chance of the whole draft."""
+        offset, slope, depth = self.law
+        return Stop(keep, go, slope, offset, depth)
+
+    def observe(self, accepted: int, confidences: Sequence[float]) -> None:
+        """A verified round of len(confidences) drafts."""
+        for j, confidence in enumerate(confidences[: accepted + 1]):
+            self.samples.add(surety(confidence), float(j), 0.0, j < accepted)
+        self.rounds += 1
+        if self.rounds % REFIT == 0 or self.rounds in EARLY:
+            offset, slope, depth = self.samples.fit(CONFIDENT, TRUST).tolist()
+            self.law = offset, max(slope, 0.0), depth
 
 
 def newton(x: Floats, offset: Floats, y: Floats, mean: Floats, precision: Floats) -> Floats:
     """Most likely weights [F] of a logistic law over x [N, F] with offsets [N], under a Gaussian prior."""
-    weights = mean.copy()
+    weights, ridge = mean.copy(), precision * np.eye(len(mean))
     for _ in range(NEWTON_STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(x @ weights + offset, -30, 30)))
         gradient = x.T @ (y - p) - precision * (weights - mean)
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(precision)
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
         # A step of more than 2 logits leaves the region where the quadratic says anything.
         weights = weights + np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
     return weights
@@ -142,6 +186,11 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def expected_tokens(law: Floats) -> Floats:
+def expected_tokens(law: Sequence[float]) -> list[float]:
     """Tokens of a round of each k, the target's own counted, [k_max + 1]."""
-    return np.concatenate(([1.0], 1.0 + np.cumsum(np.cumprod(law))))
+    tokens, total, whole = [1.0], 1.0, 1.0
+    for p in law:
+        whole *= p
+        total += whole
+        tokens.append(total)
+    return tokens

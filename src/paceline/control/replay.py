@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paceline.control.auto import Auto
-from paceline.control.cost import CostTable, Floats
+from paceline.control.auto import Auto, Kinds
+from paceline.control.cost import CostTable
 from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State, parse_number
-from paceline.control.predict import expected_tokens
+from paceline.control.predict import Floats, expected_tokens
+from paceline.control.stop import Stop
 from paceline.control.trace import Row, Trace
 from paceline.errors import UsageError
 
@@ -55,7 +56,7 @@ class Workbench:
             return row.round_ms[k]
         key = row.batch, row.context
         if key not in self._times:
-            self._times[key] = self.table.times(*key).tolist()
+            self._times[key] = self.table.times(*key)
         return self._times[key][k]
 
     def play(self, policy: Policy, name: str, explain: bool = False) -> Result:
@@ -63,10 +64,10 @@ class Workbench:
         result = Result(name)
         for rows in self.requests:
             for row, left in self._rounds(rows, result):
-                k = policy.choose(State(row.request, row.batch, row.context))
+                k = policy.choose(State(row.request, row.batch, row.context, kind=f"{row.temperature:g}"))
                 if not 0 <= k <= self.k_max:
                     raise UsageError(f"policy {name} chose {k} drafts; a round of this trace has 0 to {self.k_max}")
-                served = self._serve(row, k)
+                served = self._serve(row, k, policy.stop)
                 _note(result, row, served.k, min(served.accepted + 1, left), served.ms)
                 if explain:
                     result.reasons.append(policy.reason)
@@ -80,10 +81,14 @@ class Workbench:
             yield rows[at], len(rows) - at if self.jumps else self.k_max + 1
             at += result.tokens[-1] if self.jumps else 1
 
-    def _serve(self, row: Row, k: int) -> Served:
-        k = min(k, row.drafted)
-        return Served(row.request, k, min(k, row.accepted), self.ms(row, k), row.batch, row.context,
-                      row.margins[:k], row.confidences[:k])  # fmt: skip
+    def _serve(self, row: Row, k: int, stop: Stop | None) -> Served:
+        k = steps = min(k, row.drafted)
+        if stop and row.confidences:
+            k, steps = stop.length(row.confidences, k)
+        ms = self.ms(row, k) + (steps - k) * self.table.step_ms
+        unmade = row.confidences[k] if steps > k else None
+        return Served(row.request, k, min(k, row.accepted), ms, row.batch, row.context, row.margins[:k],
+                      row.confidences[:k], unmade, f"{row.temperature:g}")  # fmt: skip
 
     def fixed(self, chooser: Chooser, name: str) -> Result:
         """Every request with a rule that may look at the whole row: bounds, not policies."""
@@ -109,7 +114,7 @@ class Workbench:
         """The best without peeking: knows the true law of each round but not what comes of it. None where unknown."""
         if not all(row.law for row in self.trace.rows):
             return None
-        tokens = {id(row): expected_tokens(np.array(row.law)).tolist() for row in self.trace.rows}
+        tokens = {id(row): expected_tokens(row.law) for row in self.trace.rows}
         return self._at_best_pace(lambda row: tokens[id(row)], "informed")
 
     def _ks(self, row: Row) -> range:
@@ -154,17 +159,27 @@ def _note(result: Result, row: Row, k: int, tokens: int, ms: float) -> None:
 
 
 def make(name: str, table: CostTable, k_max: int) -> Policy:
-    """A policy by name: auto, heuristic, confidence, confidence=0.5, k=4. Raises UsageError for any other."""
+    """A policy by name: auto, auto+stop, heuristic, confidence, confidence=0.5, stop=0.4, k=4.
+
+    "auto" decides before a round, as on a GPU; "auto+stop" also ends drafts early, as on a CPU; "stop" ends those of
+    full length at a threshold of confidence, within the round. Raises UsageError for any other name.
+    """
     kind, _, value = name.partition("=")
     if kind == "k" and value.isdecimal():
         return Constant(int(parse_number(value, 0, k_max, "a constant k of this trace and cost table")))
     if kind == "confidence":
         return Confidence(k_max, parse_number(value or "0.4", 0.0, 1.0, "a confidence threshold"))
+    if kind == "stop":
+        threshold = parse_number(value or "0.4", 0.0, 1.0, "a confidence threshold")
+        return Constant(k_max, Stop(threshold, threshold))
     if name == "heuristic":
         return Heuristic(k_max)
-    if name == "auto":
-        return Auto(table.copy(), k_max)
-    raise UsageError(f"there is no policy {name!r}; choose auto, heuristic, confidence, confidence=0.5, or k=4")
+    if name in ("auto", "auto+stop"):
+        return Kinds(Auto(table.copy(), k_max, listens=name != "auto"))
+    raise UsageError(f"there is no policy {name!r}; choose {NAMES}, or k=4")
+
+
+NAMES = "auto, auto+stop, heuristic, confidence, confidence=0.5, stop=0.4"
 
 
 def regret(result: Result, bound: Result) -> tuple[Floats, Floats]:

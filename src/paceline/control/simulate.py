@@ -46,7 +46,7 @@ def _table(trace: Trace, cost: Path | None) -> CostTable:
     timings = trace.timings()
     if not timings:
         raise UsageError("the trace holds no round times; give --cost with a table of rows of batch, k, context and ms")
-    return CostTable(timings)
+    return CostTable(timings, step_ms=trace.step_ms)
 
 
 def summarise(bench: Workbench, results: list[Result], statics: list[Result], bounds: list[Result]) -> dict[str, Any]:

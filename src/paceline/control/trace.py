@@ -1,7 +1,7 @@
 """Traces: what every draft of a run's rounds came to, so that any policy can be replayed on them without a model.
 
-JSONL. The first line may be a header, {"schema": "paceline-trace/1", "synthetic": false, "source": "..."}. Every other
-line is one round, always drafted to the full depth:
+JSONL. The first line may be a header, {"schema": "paceline-trace/1", "synthetic": false, "source": "...", "step_ms": 0}
+with the time of a draft step whose guess is dropped. Every other line is one round, always drafted to the full depth:
 
     {"request": "q7", "category": "chat", "temperature": 0.0, "drafted": 4, "accepted": 2, "context": 512, "batch": 1,
      "margins": [3.1, 2.0, 0.4, 1.9], "confidences": [0.9, 0.8, 0.4, 0.7], "position": 96, "round_ms": {"0": 2.6}}
@@ -47,11 +47,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Rows by request in the order the requests began; `synthetic` ones are made up, and say so wherever they show."""
+    """Rows by request in the order the requests began; `synthetic` ones are made up, and say so wherever they show.
+
+    step_ms: a draft step whose guess is dropped; 0 where it is not known.
+    """
 
     rows: list[Row]
     synthetic: bool = False
     source: str = ""
+    step_ms: float = 0.0
 
     @property
     def k_max(self) -> int:
@@ -86,8 +90,9 @@ class Trace:
 
 def write_trace(path: Path, trace: Trace) -> None:
     """Writes a trace; UsageError where the file cannot be written."""
-    header = {"schema": SCHEMA, "synthetic": trace.synthetic, "source": trace.source}
-    lines = [header, *({key: value for key, value in asdict(row).items() if value not in ((), {}, None)}
+    header = {"schema": SCHEMA, "synthetic": trace.synthetic, "source": trace.source,
+              "step_ms": round(trace.step_ms, 4)}  # fmt: skip
+    lines = [header, *({key: value for key, value in asdict(row).items() if key in NEEDED or value != DEFAULTS[key]}
                        for row in trace.rows)]  # fmt: skip
     try:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
@@ -122,7 +127,10 @@ def parse(lines: Iterable[str], where: str) -> Trace:
             rows.append(_row(data, f"{where}, line {number}"))
     if not rows:
         raise UsageError(f"{where} holds no rounds; give a trace with one round a line")
-    return Trace(rows, header.get("synthetic") is True, str(header.get("source", "")))
+    step_ms = header.get("step_ms", 0.0)
+    if not _number(step_ms):
+        raise UsageError(f"{where}: step_ms of the header must be a number from 0 up, not {json.dumps(step_ms)[:60]}")
+    return Trace(rows, header.get("synthetic") is True, str(header.get("source", "")), float(step_ms))
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -137,6 +145,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 NAMES = {f.name for f in fields(Row)}
 NEEDED = ("request", "drafted", "accepted")
+DEFAULTS = asdict(Row(request="", drafted=1, accepted=0))  # not written: a trace has thousands of rows
 
 
 def _row(data: dict[str, Any], where: str) -> Row:

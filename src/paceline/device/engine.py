@@ -6,54 +6,79 @@ stop a text one round late; what that round brought is dropped, never emitted.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from paceline.control.auto import Plan
+from paceline.control.policy import Served
 from paceline.device.graphs import Graphs, split_prompt
+from paceline.device.pilot import Pilot, Seat
 from paceline.device.round import DeviceModel, Shape
+from paceline.errors import UsageError
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
 from paceline.kernels.gpu.launch import pow2
 from paceline.kernels.gpu.rows import mode_of, rows_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
-from paceline.types import SamplingParams
+from paceline.steering import LONGEST
+from paceline.types import AUTO, DraftLength, SamplingParams
 
+NUMBERS = count(1)  # names of requests
 SPANS = (1024, 4096, 16384, 65536, 262144)
 
 
 @dataclass(eq=False)
 class Request:
-    """One text to generate, drafting at most k tokens a round. `rounds` holds what is known of it so far."""
+    """One text to generate, drafting at most k tokens a round, or what pays. `rounds`: what is known of it so far."""
 
     prompt: Sequence[int]
     params: SamplingParams
-    k: int
+    k: DraftLength
     stop_ids: bool = True
     rounds: deque[Round] = field(default_factory=deque)
     emitted: int = 0
     finished: bool = False
+    name: str = field(default_factory=lambda: f"{next(NUMBERS)}")
+
+    @property
+    def most(self) -> int:
+        """The longest draft that a round may make for it."""
+        return LONGEST if self.k == AUTO else self.k
 
     @property
     def tokens(self) -> int:
         """Most tokens its cache must hold: a last round may write k beyond the end."""
-        return len(self.prompt) + self.params.max_tokens + self.k
+        return len(self.prompt) + self.params.max_tokens + self.most
+
+    @property
+    def seat(self) -> Seat:
+        """What the choice of draft lengths knows of it."""
+        return Seat(self.name, len(self.prompt) + self.emitted, self.k == AUTO)
 
 
 class Ticket:
-    """A round under way: what it will bring, copied to the host behind it."""
+    """A round under way: what it will bring, copied to the host behind it.
+
+    plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between.
+    """
 
     def __init__(self, outcome: Tensor, seated: dict[int, Request], drafted: int) -> None:
         self.seated, self.drafted = dict(seated), drafted
+        self.plan: Plan | None = None
+        self.timed = False
         self.outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=outcome.is_cuda)
         self.outcome.copy_(outcome, non_blocking=True)
-        self.event = torch.cuda.Event() if outcome.is_cuda else None  # type: ignore[no-untyped-call]
+        self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
         if self.event:
             self.event.record()
+        self.made_s = time.perf_counter()
 
     def read(self) -> Iterator[tuple[int, Request, Round, bool]]:
         """Waits, then gives (place, request, round, whether its text ended) for each request that was seated."""
@@ -63,15 +88,25 @@ class Ticket:
         for place, request in self.seated.items():
             row = rows[place]
             if row[COUNT]:
-                done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.k))
+                done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.most))
                 yield place, request, done, bool(row[FINISHED])
+
+    def ms_after(self, before: Ticket) -> float:
+        """Time from the end of the ticket before to the end of this one; both were read."""
+        if self.event and before.event:
+            return float(before.event.elapsed_time(self.event))
+        return 1e3 * (self.made_s - before.made_s)
 
 
 class DeviceEngine:
-    """Batches of requests over one `DeviceModel`. `least_batch` bounds how many sizes of batch are captured."""
+    """Batches of requests over one `DeviceModel`. `least_batch` bounds how many sizes of batch are captured.
 
-    def __init__(self, model: DeviceModel, graphs: bool = True) -> None:
-        self.model, self.graphs = model, Graphs(model, graphs)
+    pilot: chooses draft lengths for requests whose k is "auto".
+    """
+
+    def __init__(self, model: DeviceModel, graphs: bool = True, pilot: Pilot | None = None) -> None:
+        self.model, self.graphs, self.pilot = model, Graphs(model, graphs), pilot
+        self.last_read: Ticket | None = None
         self.waiting: deque[Request] = deque()
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
@@ -157,7 +192,7 @@ class DeviceEngine:
             mine.copy_(theirs)
         ends = request.stop_ids and not params.ignore_eos
         s.length.fill_(len(request.prompt))
-        s.limit.fill_(request.k)
+        s.limit.fill_(request.most)
         s.stops.fill_(int(ends))
         s.remaining.fill_(params.max_tokens)
         rules = self._begin_rules(request, place)
@@ -187,18 +222,35 @@ class DeviceEngine:
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        shape = self._shape()
+        k, plan = self._draft_length()
+        shape = self._shape(k)
+        captured = not self.graphs.enabled or shape in self.graphs.rounds
         self.graphs.round(shape)
-        self.pending.append(Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k))
+        ticket = Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k)
+        # The first of a shape waits for its graph, which says nothing of rounds to come.
+        ticket.plan, ticket.timed = plan, captured
+        self.pending.append(ticket)
 
-    def _shape(self) -> Shape:
-        """The smallest captured round that serves everyone seated."""
+    def _draft_length(self) -> tuple[int, Plan | None]:
+        """The longest draft that anyone seated asked for, or that pays for those who leave it open, and that choice."""
+        if not self.model.drafter:
+            return 0, None
+        fixed = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
+        if all(r.k != AUTO for r in self.seated.values()):
+            return fixed, None
+        if self.pilot is None:
+            raise UsageError("k='auto' needs a pilot; give the engine one, or requests a number")
+        k, plan = self.pilot.choose([r.seat for r in self.seated.values()])
+        return max(k, fixed), plan
+
+    def _shape(self, k: int) -> Shape:
+        """The smallest captured round of k drafts that serves everyone seated."""
         requests = self.seated.values()
         ahead = 1 + len(self.pending)
-        reach = max(len(r.prompt) + r.emitted + (ahead + 1) * (r.k + 1) for r in requests)
+        reach = max(len(r.prompt) + r.emitted + (ahead + 1) * (r.most + 1) for r in requests)
         return Shape(
             batch=min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places),
-            k=max(r.k for r in requests) if self.model.drafter else 0,
+            k=k,
             mode=mode_of([r.params for r in requests]),
             rules=any(reshapes(r.params) for r in requests),
             span=min(self.model.cache.context, next((span for span in SPANS if span >= reach), reach)),
@@ -206,10 +258,11 @@ class DeviceEngine:
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""
-        changed = []
-        for _, request, done, ended in self.pending.popleft().read():
+        changed, ticket, served = [], self.pending.popleft(), list[tuple[Request, Round]]()
+        for _, request, done, ended in ticket.read():
             if request.finished:
                 continue
+            served.append((request, done))
             request.rounds.append(done)
             request.emitted += len(done.tokens)
             changed.append(request)
@@ -218,4 +271,17 @@ class DeviceEngine:
                 place = next((p for p, r in self.seated.items() if r is request), None)
                 if place is not None:
                     self._leave(place)
+        self._tell(ticket, served)
         return changed
+
+    def _tell(self, ticket: Ticket, served: list[tuple[Request, Round]]) -> None:
+        """Tells the pilot of a round that it chose; its time is known where another was read just before."""
+        before, self.last_read = self.last_read, ticket if self.pending or self.seated else None
+        if self.pilot is None or ticket.plan is None:
+            return
+        ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
+        seats = [(request.seat, done) for request, done in served]
+        self.pilot.observe(ticket.plan, [
+            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.seated), seat.context)
+            for seat, done in seats if seat.open
+        ])  # fmt: skip

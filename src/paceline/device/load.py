@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 
 import torch
@@ -10,15 +9,18 @@ import torch
 from paceline.available import check_device
 from paceline.cache import MAX_TENTATIVE
 from paceline.config import read_drafter, read_target
+from paceline.control.auto import Auto
 from paceline.device.build import device_model
 from paceline.device.drafters import MtpDraft
 from paceline.device.engine import DeviceEngine
-from paceline.device.memory import Need, choose_room, within_memory
+from paceline.device.memory import Need, choose_room, held_bytes, within_memory
+from paceline.device.pilot import Pilot, prior_table
 from paceline.device.serve import DeviceServer
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
 from paceline.resolve import Resolved
-from paceline.weights import Header, drafter_headers, load_drafter, load_target, target_headers
+from paceline.steering import LONGEST
+from paceline.weights import drafter_headers, load_drafter, load_target, target_headers
 
 SMALLER = "ask for a shorter context or fewer sequences"
 
@@ -41,7 +43,8 @@ def _load(resolved: Resolved) -> DeviceServer:
     end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
     ending = Ending(torch.tensor(sorted(end_ids), dtype=torch.int64, device=ops.device))
     model = device_model(target, draft, room, ending, resolved.generation.suppress)
-    return DeviceServer(DeviceEngine(model), end_ids)
+    pilot = Pilot(Auto(prior_table(target.config, small.config), LONGEST)) if draft else None
+    return DeviceServer(DeviceEngine(model, pilot=pilot), end_ids)
 
 
 def _need(resolved: Resolved) -> Need:
@@ -55,13 +58,3 @@ def _need(resolved: Resolved) -> Need:
     return Need(
         config=config, weights=weights, width=width, places=resolved.sequences, context=resolved.context
     )  # fmt: skip
-
-
-def held_bytes(headers: dict[str, Header], width: int) -> int:
-    """Bytes of a checkpoint's weights on the device: matrices in numbers of `width` bytes, the rest as in `Plan`."""
-
-    def size(header: Header) -> int:
-        integer = not header.dtype.is_floating_point
-        return header.dtype.itemsize if integer else width if len(header.shape) > 1 else 4
-
-    return sum(prod(header.shape) * size(header) for header in headers.values())

@@ -6,6 +6,7 @@ import gc
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from paceline.cache import MAX_TENTATIVE, PAGE, ring_slots
 from paceline.config import TextConfig
 from paceline.errors import UsageError
+from paceline.weights import Header
 
 if TYPE_CHECKING:
     from paceline.device.build import Room
@@ -51,6 +53,16 @@ def rope_bytes(config: TextConfig, context: int) -> int:
     """Bytes of cos and sin in fp32, for twice the positions (see `models.gemma4.RopeTables`)."""
     rotated = {(layer.rope_theta, layer.rotated, layer.head_dim) for layer in config.layers}
     return sum(2 * 4 * 2 * (context + MAX_TENTATIVE) * pairs for _, pairs, _ in rotated)
+
+
+def held_bytes(headers: dict[str, Header], width: int) -> int:
+    """Bytes of a checkpoint's weights on the device: matrices in numbers of `width` bytes, the rest as in `Plan`."""
+
+    def size(header: Header) -> int:
+        integer = not header.dtype.is_floating_point
+        return header.dtype.itemsize if integer else width if len(header.shape) > 1 else 4
+
+    return sum(prod(header.shape) * size(header) for header in headers.values())
 
 
 def choose_room(need: Need, free: int) -> Room:

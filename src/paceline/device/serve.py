@@ -13,9 +13,10 @@ from paceline.engine import Writer, check_draft_length, check_prompt
 from paceline.errors import PromptError, UsageError
 from paceline.kernels.gpu.rules import MOST_BIASES
 from paceline.models.gemma4 import Target
-from paceline.types import SamplingParams, TokenEvent
+from paceline.steering import asked, chosen
+from paceline.types import AUTO, DraftLength, SamplingParams, TokenEvent
 
-HOST_ONLY = ("logprobs",)
+HOST_ONLY = ("best_of", "logprobs", "accept", "json_schema", "regex", "grammar")
 DEFAULTS = SamplingParams()
 
 
@@ -42,9 +43,12 @@ class DeviceServer:
             "graph_bytes": graphs.bytes,
         }
 
-    def run(self, prompt: Sequence[int], params: SamplingParams, k: int, writer: Writer) -> Iterator[TokenEvent]:
+    def run(
+        self, prompt: Sequence[int], params: SamplingParams, k: DraftLength, writer: Writer
+    ) -> Iterator[TokenEvent]:  # fmt: skip
         """Generates one text, one event for each token; see `paceline.engine.Engine.run`."""
         request, first = self.request(prompt, params, k), True
+        self._explain(request, writer)
         self.engine.submit(request)
         try:
             while not writer.finish_reason:
@@ -60,7 +64,8 @@ class DeviceServer:
         """Generates many texts side by side; each writer holds its completion afterwards."""
         started = set[int]()
         writers = {id(request): writer for request, writer in jobs}
-        for request, _ in jobs:
+        for request, writer in jobs:
+            self._explain(request, writer)
             self.engine.submit(request)
         try:
             while self.engine.busy:
@@ -70,6 +75,14 @@ class DeviceServer:
             for request, _ in jobs:
                 if not request.finished:
                     self.engine.cancel(request)
+
+    def _explain(self, request: Request, writer: Writer) -> None:
+        """How draft lengths were chosen, for the text's statistics."""
+        pilot, k = self.engine.pilot, request.k
+        if k != AUTO:
+            writer.choice = lambda: asked(k)
+        elif pilot:
+            writer.choice = lambda: chosen(writer.stats, pilot.reason)
 
     def _step(self) -> list[Request]:
         """A round; its graph is captured when it is first needed, which takes memory too."""
@@ -83,7 +96,7 @@ class DeviceServer:
         if writer.finish_reason and not request.finished:
             self.engine.cancel(request)
 
-    def request(self, prompt: Sequence[int], params: SamplingParams, k: int) -> Request:
+    def request(self, prompt: Sequence[int], params: SamplingParams, k: DraftLength) -> Request:
         """A checked request.
 
         Raises PromptError for what does not fit the context that was set aside, UsageError for parameters that only

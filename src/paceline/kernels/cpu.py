@@ -32,13 +32,28 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def matrix_shape(rows: int, cols: int, table: bool) -> tuple[int, ...]:
+    """How a weight lies in memory: panels [panels, cols, 64], or plain rows where it is only ever gathered from."""
+    return (rows, cols) if table else (-(-rows // PANEL), cols, PANEL)
+
+
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What numbers a weight is kept in: those of the checkpoint, if they are bf16 or fp32."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
+
+
+def store_shapes(slots: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How the fp32 keys and values of so many slots lie in memory."""
+    panels, blocks = -(-slots // PANEL), -(-head_dim // PANEL)
+    return (panels, kv_heads, head_dim, PANEL), (panels, kv_heads, blocks, PANEL, PANEL)
+
+
 class CpuMatrix:
-    """A weight in panels of 64 columns [panels, cols, 64], or as plain rows if it is only ever gathered from."""
+    """A weight as `matrix_shape` has it."""
 
     def __init__(self, rows: int, cols: int, dtype: torch.dtype, table: bool) -> None:
         self.rows, self.cols, self.table = rows, cols, table
-        shape = (rows, cols) if table else (-(-rows // PANEL), cols, PANEL)
-        kept = dtype if dtype == torch.bfloat16 else torch.float32
+        shape, kept = matrix_shape(rows, cols, table), kept_dtype(dtype)
         self._tensor = torch.empty(shape, dtype=kept) if rows % PANEL == 0 or table else torch.zeros(shape, dtype=kept)
         self.data = _bits(self._tensor)
 
@@ -233,6 +248,5 @@ class CpuOps(ComposedOps):
         jit.attention_parallel(q, keys, values, zero, PANEL, False, zero, zero, out)
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
-        panels, blocks = -(-slots // PANEL), -(-head_dim // PANEL)
-        keys = np.zeros((panels, kv_heads, head_dim, PANEL), np.float32)
-        return keys, np.zeros((panels, kv_heads, blocks, PANEL, PANEL), np.float32)
+        keys, values = store_shapes(slots, kv_heads, head_dim)
+        return np.zeros(keys, np.float32), np.zeros(values, np.float32)

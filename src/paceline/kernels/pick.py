@@ -7,7 +7,7 @@ some of jit.py, so touch this file after an edit there.
 import math
 
 import numpy as np
-from numba import njit
+from numba import njit, vectorize
 
 from paceline.kernels.jit import F32, REDUCE, bits_to_f32, dot, exp32
 from paceline.kernels.simd import PANEL
@@ -126,12 +126,23 @@ def _multiply_words(a, b):
 def philox_gumbel(seed, position, ids, out):
     """`paceline.kernels.reference.philox_gumbel`, without temporaries."""
     for i in range(ids.shape[0]):
-        c0, c1, c2, c3 = np.uint32(ids[i]), np.uint32(position), np.uint32(position >> np.uint64(32)), np.uint32(0)
-        k0, k1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
-        for _ in range(10):
-            h0, l0 = _multiply_words(c0, np.uint32(0xD2511F53))
-            h1, l1 = _multiply_words(c2, np.uint32(0xCD9E8D57))
-            c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
-            k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
-        bits = (np.uint64(c0) << np.uint64(21)) | (np.uint64(c1) >> np.uint64(11))
-        out[i] = -math.log(-math.log((float(bits) + 0.5) * 2.0**-53))
+        out[i] = -math.log(-math.log(_uniform(seed, position, np.uint64(ids[i]), np.uint64(0))))
+
+
+@njit(cache=True, error_model="numpy")
+def _uniform(seed, position, token, word):
+    c0, c1, c2, c3 = np.uint32(token), np.uint32(position), np.uint32(position >> np.uint64(32)), np.uint32(word)
+    k0, k1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+    for _ in range(10):
+        h0, l0 = _multiply_words(c0, np.uint32(0xD2511F53))
+        h1, l1 = _multiply_words(c2, np.uint32(0xCD9E8D57))
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
+    bits = (np.uint64(c0) << np.uint64(21)) | (np.uint64(c1) >> np.uint64(11))
+    return (float(bits) + 0.5) * 2.0**-53
+
+
+@vectorize(["float64(uint64, uint64, uint64, uint64)"], cache=True)
+def philox_uniform(seed, position, token, word):
+    """`paceline.kernels.reference.philox_uniform`, without temporaries."""
+    return _uniform(seed, position, token, word)

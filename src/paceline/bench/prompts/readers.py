@@ -8,7 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from paceline.bench.prompts import chats, columns, files
+import paceline.bench.prompts.chats as chats
+import paceline.bench.prompts.columns as columns
+import paceline.bench.prompts.files as files
 from paceline.bench.prompts.prompt import json_object
 from paceline.bench.prompts.requests import body_of, request
 from paceline.bench.prompts.rows import Candidate, Options, Reading, Row, Skipped, gather

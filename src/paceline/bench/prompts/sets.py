@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 
-from paceline.bench.prompts import recipes
+import paceline.bench.prompts.recipes as recipes
 from paceline.bench.prompts.prompt import BenchPrompt
 from paceline.bench.prompts.recipes import Recipe
 from paceline.bench.prompts.strict import parse_prompts

@@ -1,0 +1,66 @@
+"""Draft lengths of requests that leave them open, on a GPU: one k for each round, from rounds that were read before.
+
+Nothing waits for it. The host chooses for round r + 1 while round r runs and round r - 1 is known, and the times are
+those between events that the rounds leave behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from paceline.config import DrafterConfig, TextConfig
+from paceline.control.auto import Auto, Plan
+from paceline.control.cost import CostTable, Timing
+from paceline.control.policy import Served, State
+from paceline.roofline import Round as Work
+from paceline.roofline import traffic
+from paceline.steering import LONGEST
+
+DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
+BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
+# Bytes a second, and seconds that a round and a draft step take beside their bytes: only ratios matter, and served
+# rounds correct them.
+BANDWIDTH, PASS_S, STEP_S = 3e12, 7e-4, 6e-5
+
+
+def prior_table(target: TextConfig, drafter: DrafterConfig | None) -> CostTable:
+    """Round times by the bytes that must move. Predicted, and nothing measured: to begin with."""
+    return CostTable(
+        Timing(b, k, c, 1e3 * (traffic(target, drafter, Work(batch=b, context=c, k=k)).seconds(BANDWIDTH)
+                               + PASS_S + k * STEP_S))
+        for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A sequence of a round: a name for its request, the length of its text so far, and whether its k is open."""
+
+    name: str
+    context: int
+    open: bool
+
+
+@dataclass
+class Pilot:
+    """Asks the controller before a round is launched, and tells it once the round was read."""
+
+    policy: Auto
+    offered: Sequence[int] = field(default=DRAFTS)
+
+    @property
+    def reason(self) -> str:
+        """Why the last round drafted what it did, in words."""
+        return self.policy.reason
+
+    def choose(self, seats: Sequence[Seat]) -> tuple[int, Plan]:
+        """(k, the plan to be told with the round) for those seats whose k is open."""
+        longest = max(seat.context for seat in seats)
+        wanted = self.policy.choose_batch([State(seat.name, len(seats), longest) for seat in seats if seat.open])
+        return max(k for k in self.offered if k <= wanted), self.policy.plan
+
+    def observe(self, plan: Plan, served: Sequence[Served]) -> None:
+        """A round was read."""
+        if served:
+            self.policy.observe_batch(served, plan)
