@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_tables
+import sampling_tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -232,6 +233,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
     **gpu_tables.views(table),
+    **sampling_tables.views(table),
 }
 
 
