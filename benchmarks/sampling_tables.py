@@ -20,11 +20,11 @@ def acceptance_table(table: Table) -> Callable[[Record], str]:
         for name, points in record["same_rounds"].items():
             rows = [(f"{float(t):g}", *(_value(p[key]) for key in MODES + RATIOS)) for t, p in points.items()]
             parts.append(f"Tokens a round, {name}:\n\n{table(columns, rows)}")
-        options = record["options"]
+        o = record["options"]
         note = (
-            f"k = {options['k']}, top-k {options['top_k']}, top-p {options['top_p']}; {options['prompts']} prompts of at"
-            f" most {options['max_tokens']} tokens; the same rounds judged by each mode, its noise added up; 95% intervals"
-            " over prompts."
+            f"k = {o['k']}, top-k {o['top_k']}, top-p {o['top_p']}; {o['prompts']} prompts, answers of at most"
+            f" {o['max_tokens']} tokens; the same rounds judged by each mode, its noise added up; 95% intervals over"
+            " prompts."
         )
         return "\n\n".join([*parts, note])
 
