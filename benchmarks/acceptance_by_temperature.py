@@ -104,7 +104,7 @@ def main() -> None:
     prompts = sample(load_prompts(None), options.prompts, 0)
     settings = Settings(k=llm.resolved.k, max_tokens=options.max_tokens, repeats=options.repeats)
     llm.generate([prompts[0].prompt], SamplingParams(temperature=1.0, max_tokens=16, accept="block"))
-    head = common.head(SCHEMA, ["CPU", "embedded miniature, trained for tests"], {"prompts": options.prompts})
+    head = common.head(SCHEMA, ["CPU"], {"prompts": options.prompts})
     html = options.out.with_suffix(".html")
     bench_temperatures(llm, prompts, settings, options.out, html)
     found = json.loads(options.out.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from typing import Any
 
 import advisor_tables
 import gpu_tables
+import sampling_tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -261,6 +262,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-near-ties/1": (near_ties_table, near_ties_line),
     **gpu_tables.views(table),
     **advisor_tables.views(table),
+    **sampling_tables.views(table),
 }
 
 

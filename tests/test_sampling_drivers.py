@@ -11,16 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import acceptance_by_temperature as temperatures
+import processors
+import readme_table
 import sampling_end_to_end as driver
+import sampling_tables
 
 from paceline import verification
 from paceline.drafters import MtpDraft
+from paceline.kernels import get_ops
 from paceline.rejection import Rejection
+from paceline.sampling import Sampler
 from paceline.types import ACCEPT_MODES, SamplingParams
 
 
@@ -130,3 +136,41 @@ def test_the_judge_adds_up_what_each_mode_keeps() -> None:
     for mode in ACCEPT_MODES:
         law = verification.law(mode, draft, q, p).sum(-1)
         assert judge.kept[mode] == pytest.approx(float(law @ np.arange(4)))
+
+
+def test_the_documents_tables_are_the_records() -> None:
+    told = {"value": 1.5, "ci95": [1.25, 1.75]}
+    length = {"acceptance_length": 1.634, "acceptance_length_ci95": None}
+    kept = {"coupled over rejection": {"ratio": 0.951, "ci95": [0.89, 1.02]}}
+    record = {
+        "same_rounds": {"as served": {"1.0": dict.fromkeys((*ACCEPT_MODES, *sampling_tables.RATIOS), told)}},
+        "options": {"k": 5, "top_k": 64, "top_p": 0.95, "prompts": 60, "max_tokens": 96},
+        "summary": {"whole_texts_at_1": {**dict.fromkeys(ACCEPT_MODES, length), "compared": kept}},
+    }
+    table, line = readme_table.VIEWS[temperatures.SCHEMA]
+    assert f"| 1 | {' | '.join(['1.50 (1.25 to 1.75)'] * 5)} |" in table(record)
+    assert "coupled 1.63, rejection 1.63, block 1.63; coupled keeps 95% (89% to 102%)" in line(record)
+    summary = {"coupled_texts": 2000, "coupled_equal": 1.0, "texts_an_arm": 20000, "least_p_holm": {"block": 0.25},
+               "controls_least_p": {"peeking": 1e-9}}  # fmt: skip
+    table, line = readme_table.VIEWS[driver.SCHEMA]
+    assert "| coupled: texts that are equal, drafting or not | 100% of 1,000 |" in table({"summary": summary})
+    assert "| peeking: least p (must be caught) | 1e-09 |" in table({"summary": summary})
+    assert "20,000 texts a mode do not differ (p = 0.25)" in line({"summary": summary})
+
+
+def test_the_clock_counts_what_a_method_calls_once() -> None:
+    honest = Sampler.verify
+    ops = get_ops("cpu")
+    rows = ops.array(torch.zeros(3, 50))
+    with processors.clocked() as clock:
+        sampler = Sampler(ops, SamplingParams(temperature=1.0))
+        sampler.begin([1], 50)
+        start = processors.time.process_time()
+        for position in range(50):
+            sampler.verify(rows, position, [1, 2])  # calls _rows
+        whole = processors.time.process_time() - start
+    assert 0 < clock.spent["rules"] < clock.spent["choosing"] <= whole
+    assert Sampler.verify is honest
+    shares = processors.summarise({"a": [{"seconds": 2.0, "rounds": 4, "rules": 0.1, "choosing": 0.5}] * 6})["a"]
+    assert shares["rules"] == {"share": pytest.approx(0.05), "ci95": pytest.approx([0.05, 0.05])}
+    assert shares["round_ms"] == 500.0

@@ -1,0 +1,83 @@
+"""What the records of sampling say, as tables and sentences of the documents; `readme_table.py` writes them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+MODES = ("coupled", "rejection", "block")
+RATIOS = ("block over rejection", "coupled over rejection")
+
+
+def acceptance_table(table: Table) -> Callable[[Record], str]:
+    """Expected tokens a round of the same rounds, by temperature and mode."""
+
+    def made(record: Record) -> str:
+        columns = ("temperature", *MODES, *RATIOS)
+        parts = []
+        for name, points in record["same_rounds"].items():
+            rows = [(f"{float(t):g}", *(_value(p[key]) for key in MODES + RATIOS)) for t, p in points.items()]
+            parts.append(f"Tokens a round, {name}:\n\n{table(columns, rows)}")
+        o = record["options"]
+        note = (
+            f"k = {o['k']}, top-k {o['top_k']}, top-p {o['top_p']}; {o['prompts']} prompts, answers of at most"
+            f" {o['max_tokens']} tokens; the same rounds judged by each mode, its noise added up; 95% intervals over"
+            " prompts."
+        )
+        return "\n\n".join([*parts, note])
+
+    return made
+
+
+def acceptance_line(record: Record) -> str:
+    """The order of the modes at temperature 1, in whole texts."""
+    found = record["summary"]["whole_texts_at_1"]
+    lengths = [f"{mode} {found[mode]['acceptance_length']:.2f}" for mode in MODES]
+    kept = found["compared"]["coupled over rejection"]
+    return (
+        f"tokens a round at temperature 1: {', '.join(lengths)}; coupled keeps {kept['ratio']:.0%}"
+        f" ({kept['ci95'][0]:.0%} to {kept['ci95'][1]:.0%}) of rejection's"
+    )
+
+
+def end_to_end_table(table: Table) -> Callable[[Record], str]:
+    """What the two-sample tests found, and that they find mistakes."""
+
+    def made(record: Record) -> str:
+        s = record["summary"]
+        rows = [
+            (
+                "coupled: texts that are equal, drafting or not",
+                f"{s['coupled_equal']:.0%} of {s['coupled_texts'] // 2:,}",
+            )
+        ]
+        rows += [(f"{name}: least p, by Holm", f"{p:.2g}") for name, p in s["least_p_holm"].items()]
+        rows += [(f"{name}: least p (must be caught)", f"{p:.2g}") for name, p in s["controls_least_p"].items()]
+        return table(("first three tokens, drafting on against off", ""), rows)
+
+    return made
+
+
+def end_to_end_line(record: Record) -> str:
+    """The same in a sentence."""
+    s = record["summary"]
+    worst = min(s["least_p_holm"].values())
+    return (
+        f"{s['coupled_equal']:.0%} of {s['coupled_texts'] // 2:,} coupled texts are equal, drafting or not; the laws of"
+        f" {s['texts_an_arm']:,} texts a mode do not differ (p = {worst:.2g})"
+    )
+
+
+def _value(part: dict[str, Any]) -> str:
+    interval = part["ci95"]
+    return f"{part['value']:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+
+
+def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]]:
+    """(table, sentence) of each schema."""
+    return {
+        "paceline-acceptance-by-temperature/1": (acceptance_table(table), acceptance_line),
+        "paceline-sampling-end-to-end/1": (end_to_end_table(table), end_to_end_line),
+    }
