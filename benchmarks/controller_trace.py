@@ -58,7 +58,7 @@ def main() -> None:
     parser = common.parser(__doc__, "trace_embedded.jsonl")
     parser.set_defaults(threads=1)
     parser.add_argument("--prompts", type=int, default=27)
-    parser.add_argument("--max-tokens", type=int, default=56)
+    parser.add_argument("--max-tokens", type=int, default=72)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this thread, for a busy machine")
     flags = parser.parse_args()
     check_writable(flags.out)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     AnyEngine: TypeAlias = Engine | DeviceServer
 
+NO_ROUNDS = "rounds are timed on the CPU, with and without drafts; load a drafter, on device 'cpu'"
 OPTIONS = {field.name for field in fields(Options)} - {"target", "drafter"}
 
 
@@ -179,7 +180,7 @@ class LLM:
         On the CPU only, and with a drafter: UsageError otherwise.
         """
         if not isinstance(self.engine, Engine) or not self.engine.drafts:
-            raise UsageError("rounds are timed on the CPU, with and without drafts; load a drafter, on device 'cpu'")
+            raise UsageError(NO_ROUNDS)
         found = table_for(self.engine, Pair.of(self.resolved), contexts)
         self._steer(found)
         return found

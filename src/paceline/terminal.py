@@ -11,7 +11,7 @@ from rich.console import Console
 from paceline.control.outlook import outlook
 from paceline.engine import check_draft_length
 from paceline.errors import PromptError, UsageError
-from paceline.llm import LLM
+from paceline.llm import LLM, NO_ROUNDS
 from paceline.resolve import Options, resolve
 from paceline.steering import LONGEST
 from paceline.types import AUTO, ChatMessage, DraftLength, Prompt, SamplingParams
@@ -47,8 +47,9 @@ def calibrate(options: Options, contexts: str) -> dict[str, Any]:
     lengths = [int(text) if text.strip().isdecimal() else 0 for text in contexts.split(",")]
     if not all(lengths):
         raise UsageError(f"--contexts takes whole numbers from 1 up with commas between, not {contexts!r}")
-    if options.drafter is None:
-        raise UsageError("rounds are timed with and without drafts; load a drafter")
+    resolved = resolve(options)
+    if resolved.drafter is None or resolved.backend == "cuda":
+        raise UsageError(NO_ROUNDS)  # before anything is loaded
     llm = load(options, 0)
     console = Console(stderr=True)
     with console.status(f"timing rounds behind {contexts} tokens"):

@@ -27,6 +27,7 @@ PROBE_FIRST, PROBE_LAST = 4, 40  # rounds between probes: doubles from the first
 PROBE_NEWS = 3.0  # what a probe says counts for so many rounds: it is all that is heard of a parked request
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which one is plain where drafting promises less: to learn its time
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
+THINK_EVERY, SLOW_START = 3, 24  # rounds of one choice where drafts end early by themselves; not for the first ones
 LOOK_EVERY = 8  # rounds after which a parked request is looked at although nothing was heard of it
 GAIN_ROUNDS, GAIN_MOST = 50.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
 KINDS = 16  # remembered at once
@@ -103,7 +104,8 @@ class Auto:
         self.last = Parking()
         self.rounds, self.drafting = 0, 0
         self.stop: Stop | None = None
-        self.plan = REST
+        self.plan, self.chosen = REST, 0
+        self.untold, self.patience = list[Served](), 1
         self.won = self.promised = GAIN_ROUNDS
         self.say: Callable[[], str] = str
 
@@ -121,6 +123,19 @@ class Auto:
 
     def choose(self, state: State) -> int:
         """How many tokens the coming round of one sequence drafts, at most."""
+        if self.untold and state.request == self.untold[-1].request and len(self.untold) < self.patience:
+            self.rounds += 1
+            return self.chosen
+        if self.untold:
+            self._catch_up()
+        self.chosen = self._afresh(state)
+        if not self.listens or self.plan.probing or self.rounds <= SLOW_START:
+            self.patience = 1
+        else:
+            self.patience = LOOK_EVERY if self.plan is REST else THINK_EVERY
+        return self.chosen
+
+    def _afresh(self, state: State) -> int:
         self.rounds += 1
         parking = self._parking(state.request)
         led = self.guard and self.guard.holds and self.guard.constant
@@ -146,7 +161,16 @@ class Auto:
 
     def observe(self, served: Served) -> None:
         """The round last chosen has finished."""
-        self.observe_batch([served], self.plan)
+        # Learnt from a few at a time: most of what thinking costs, between passes that sweep the caches with a model's
+        # weights, is to fetch this code and its numbers again.
+        self.untold.append(served)
+        if self.patience == 1:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for served in self.untold:
+            self.observe_batch([served], self.plan)
+        self.untold.clear()
 
     def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
         """A round of several sequences has finished, chosen as `plan` says."""

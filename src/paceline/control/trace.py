@@ -95,7 +95,7 @@ def write_trace(path: Path, trace: Trace) -> None:
     lines = [header, *({key: value for key, value in asdict(row).items() if key in NEEDED or value != DEFAULTS[key]}
                        for row in trace.rows)]  # fmt: skip
     try:
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), "utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
