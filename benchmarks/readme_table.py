@@ -19,6 +19,7 @@ from typing import Any
 
 import advisor_tables
 import gpu_tables
+import instrument_tables
 import sampling_tables
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -56,11 +57,22 @@ def render(text: str, results: Path) -> str:
 
 def figures(path: Path, line: bool, view: str | None = None) -> str:
     """The table of one result, or its sentence; `view` names another view than that of its schema."""
+    if path.with_suffix("").is_dir():
+        return _side_by_side(path.with_suffix(""))
     if not path.exists():
         return f"(not measured yet: {path.name})"
     record = json.loads(path.read_text(encoding="utf-8"))
     table, sentence = VIEWS[view or record["schema"]]
     return sentence(record) if line else f"{table(record)}\n\n{origin(record, path)}"
+
+
+def _side_by_side(folder: Path) -> str:
+    """The table of a folder of runs, one for each engine."""
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    told = origin(records[0], folder).replace(
+        f"`benchmarks/results/{folder.name}`", f"`benchmarks/results/{folder.name}/`"
+    )
+    return f"{instrument_tables.engines_table(table, records)}\n\n{told}"
 
 
 def origin(record: Record, path: Path) -> str:
@@ -263,6 +275,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     **gpu_tables.views(table),
     **advisor_tables.views(table),
     **sampling_tables.views(table),
+    **instrument_tables.views(table),
 }
 
 
