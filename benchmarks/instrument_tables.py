@@ -44,10 +44,10 @@ def truth_line(record: Record) -> str:
 
 def overhead_line(record: Record) -> str:
     """What measuring costs."""
-    s = record["summary"]
+    s, flight = record["summary"], record["options"]["concurrency"]
     return (
-        f"{s['cpu_ms_per_event']:.2f} ms of CPU for each streamed event with {record['options']['concurrency']} requests"
-        f" in flight, {s['added_delay_ms_median']:.2f} ms more delay than a bare socket (median)"
+        f"{s['cpu_ms_per_event']:.2f} ms of CPU for each streamed event with {flight} requests in flight,"
+        f" {s['added_delay_ms_median']:.2f} ms more delay than a bare socket (median)"
     )
 
 
