@@ -171,6 +171,8 @@ def test_the_clock_counts_what_a_method_calls_once() -> None:
         whole = processors.time.process_time() - start
     assert 0 < clock.spent["rules"] < clock.spent["choosing"] <= whole
     assert Sampler.verify is honest
-    shares = processors.summarise({"a": [{"seconds": 2.0, "rounds": 4, "rules": 0.1, "choosing": 0.5}] * 6})["a"]
-    assert shares["rules"] == {"share": pytest.approx(0.05), "ci95": pytest.approx([0.05, 0.05])}
-    assert shares["round_ms"] == 500.0
+    row = {"seconds": 2.0, "rules": 0.1, "choosing": 0.5}
+    told = processors.summarise({"greedy": [row | {"round_s": [0.5]}] * 6, "way": [row | {"round_s": [0.6, 0.6]}] * 6})
+    assert told["way"]["rules"] == {"share": pytest.approx(0.05), "ci95": pytest.approx([0.05, 0.05])}
+    assert told["way"]["quickest_round_ms"] == pytest.approx(600.0)
+    assert told["way"]["over_greedy"] == pytest.approx(0.2)
