@@ -80,3 +80,24 @@ BAD = [
 @pytest.mark.parametrize(("match", "words"), BAD)
 def test_bad_input_is_refused_in_one_line(shell: Shell, match: str, words: list[str]) -> None:
     shell.refuses_in_one_line(match, "simulate", *words)
+
+
+RECORDED = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "trace_embedded.jsonl"
+
+
+def test_the_recorded_trace_of_the_embedded_pair_is_replayed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert RECORDED.stat().st_size < 300_000
+    picture = tmp_path / "regret.png"
+    words = (str(RECORDED), "--policies", "auto,auto+stop,stop=0.4,heuristic", "--plot", str(picture))
+    summary, err = run(monkeypatch, capsys, *words)
+    assert summary["synthetic"] is False
+    assert "synthetic" not in err
+    assert summary["replay"] == "every position"
+    assert len({one["tokens"] for one in (*summary["policies"].values(), *summary["bounds"].values())}) == 1
+    assert all(one["regret_clairvoyant_ms"] > 0 for one in summary["policies"].values())
+    for name in ("auto", "auto+stop"):
+        assert summary["policies"][name]["over_plain"] > 0
+        assert summary["policies"][name]["tokens_per_ms"] > summary["policies"]["heuristic"]["tokens_per_ms"]
+    assert picture.stat().st_size > 1000

@@ -20,6 +20,7 @@ from paceline.weights import load_target
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import common
+import controller_cpu as cpu
 import memory
 import rows
 import vs_transformers as peer
@@ -172,3 +173,49 @@ def test_the_best_time_counts() -> None:
     [cell] = rows.summarise([], taken, 1e9)["cells"]
     assert cell["microseconds"] == pytest.approx(1000)
     assert cell["weight_bytes_per_s"] == pytest.approx(256 * 4096 * 2 / 1e-3)
+
+
+# ---- the controller on the CPU --------------------------------------------------------------------------------------
+
+WRITTEN = ("auto", "heuristic", "threshold", *(f"k={k}" for k in cpu.STATIC))
+
+
+def timed(workload: str, seconds: dict[str, float], thinking_s: float = 0.0, other: bool = False) -> list[cpu.Row]:
+    """Six prompts by every arm; an arm takes what `seconds` says, else 1 s."""
+    return [
+        cpu.Row(workload, f"p{i}", 0.0, arm, 0, seconds.get(arm, 1.0), thinking_s, 50, 20, 40, 30,
+                i + (other and arm == "auto"))
+        for i in range(6) for arm in WRITTEN
+    ]  # fmt: skip
+
+
+def test_the_best_fixed_length_is_the_best_in_hindsight() -> None:
+    found = cpu.summarise(timed("chat", {"k=0": 2.0, "k=3": 0.8, "auto": 0.5}))["workloads"]["chat"]
+    assert found["best"] == "k=3"
+    assert found["over_best"]["auto"] == {"ratio": pytest.approx(1.6), "ci95": pytest.approx([1.6, 1.6])}
+    assert found["over_plain"]["auto"]["ratio"] == 4.0
+    assert (found["drafts_a_round"], found["tokens_a_round"], found["same_text"]) == (2.0, 2.5, True)
+
+
+def test_aims_are_judged_by_the_worst_workload() -> None:
+    rows = [row for name in (*cpu.STATIONARY, "mixed") for row in timed(name, {}, 0.001)]
+    aims = cpu.summarise(rows)["aims"]
+    assert aims["stationary, over the best k"]["reached"]
+    assert not aims["mixed, over the best k"]["reached"]
+    assert aims["thinking, share of decoding"] == {"figure": pytest.approx(0.001), "aim": 0.01, "reached": True}
+    slow = cpu.summarise([*rows[:-1], *timed("hopeless", {"auto": 1.2, "k=0": 0.9})])["aims"]
+    assert slow["anywhere, over k = 0"]["workload"] == "hopeless"
+    assert not slow["anywhere, over k = 0"]["reached"]
+
+
+def test_an_arm_with_another_text_shows() -> None:
+    assert not cpu.summarise(timed("chat", {}, other=True))["workloads"]["chat"]["same_text"]
+
+
+def test_workloads_interleave_and_change() -> None:
+    prompts = [BenchPrompt(f"{kind}{i}", kind, "x") for kind in cpu.KINDS for i in range(9)]
+    made = cpu.workloads(prompts, 9, 0)
+    assert {len(tasks) for tasks in made.values()} == {9}
+    assert [task.prompt.category for task in made["changing"]] == ["chat"] * 3 + ["code"] * 3 + ["chat"] * 3
+    assert len({(task.prompt.category, task.temperature) for task in made["mixed"]}) > 5
+    assert all(task.hopeless for task in made["hopeless"])

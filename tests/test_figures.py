@@ -20,6 +20,7 @@ MEMORY = {"dtype": "bf16", "page_cache": "warm", "stored_bytes": 10**9, "weights
 CELL = {"shape": "a", "rows": 1, "microseconds": 12.3, "weight_bytes_per_s": 1e9, "share_of_copy": 0.5}
 EQUAL = {"equal": 15, "calls": 15, "greatest_difference": 0.0}
 KERNELS = ("torch_f32", "paceline_f32")
+OVER = {arm: {"ratio": 1.1, "ci95": [1.0, 1.2]} for arm in ("auto", "heuristic", "threshold")}
 SUMMARIES: dict[str, dict[str, Any]] = {
     "paceline-bench/1": {
         **BLOCK, "k": 4, "off_vs_off": 1.01, "off_vs_off_ci95": None, "tokens_per_s": {"off": 100.0, "on": 150.0},
@@ -32,6 +33,11 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "speedups": {"paceline_mtp_over_transformers_mtp": {"ratio": 8.0, "ci95": None}},
     },
     "paceline-memory/1": {"runs": [MEMORY]},
+    "paceline-controller-cpu/1": {
+        "workloads": {"chat": {"best": "k=3", "over_best": OVER, "over_plain": OVER, "thinking_share": 0.012,
+                               "same_text": True}},
+        "aims": {"one": {"reached": True}},
+    },
     "paceline-rows/1": {
         "equal_rows": dict.fromkeys(KERNELS, EQUAL), "copy_bytes_per_s": 2e9,
         "cells": [{**CELL, "backend": kernel, "cold": cold} for kernel in KERNELS for cold in (True, False)],
@@ -45,6 +51,7 @@ EXPECTED = {
     "paceline-bench/1": "| maths | 1.50x (1.40 to 1.62) | 2.25 | 100% | 6 | 12 |",
     "paceline-vs-transformers/1": "| Paceline with MTP over Transformers with MTP | 8.00x |",
     "paceline-memory/1": "| bf16, page cache warm | 2.00 GB | 1.0 MB | 1.04 | 3.0 s | 0.70 GB/s |",
+    "paceline-controller-cpu/1": "| chat | k=3 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) |",
     "paceline-rows/1": "| a, 1 row | 12 (50%) | 12 (50%) |",
     "paceline-near-ties/1": "| 0.25 nats | 3.1% | 2 of 3 |",
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from paceline.kernels.gpu import rules
 from paceline.kernels.gpu.accept import COLUMNS, COUNT
 from paceline.kernels.gpu.rules import Ruling, begin_history, neutral_rules, remember, reshape, rules_of
-from paceline.processors import Context, process
+from paceline.processors import Context
 from paceline.types import SamplingParams
 
 VOCAB = 1500  # two tiles, the last not full
@@ -47,9 +47,10 @@ def ruling_of(params: list[SamplingParams], text: list[int] = TEXT, stops: bool 
     return Ruling(rules_of(params, DEVICE), history, remaining, on, torch.tensor(ENDS, device=DEVICE))
 
 
-def on_host(row: np.ndarray, params: SamplingParams, draft: list[int], ends: tuple[int, ...] = ENDS) -> np.ndarray:
-    context = Context.of_prompt(PROMPT, VOCAB).after(TEXT).after(draft)
-    return process(row, context, params, list(ends))
+def on_host(row: np.ndarray, params: SamplingParams, draft: list[int]) -> np.ndarray:
+    context = Context(params, PROMPT, ENDS)
+    context.extend(TEXT)
+    return context.process(row[None], [draft])[0]
 
 
 def drafts_of(batch: int, k: int) -> Tensor:
