@@ -242,7 +242,6 @@ def rows_line(record: Record) -> str:
     )
 
 
-<<<<<<< HEAD
 def near_ties_table(record: Record) -> str:
     """For each limit, how many places it takes for near ties, and how many changes of the likeliest token it covers."""
     s = record["summary"]
@@ -264,7 +263,8 @@ def _spread(s: dict[str, Any]) -> str:
         f"The distance of the two likeliest logits moved by {apart['median']:.2g} in the median, {apart['p99']:.2g} at"
         f" the 99th percentile, {apart['most']:.2g} at most, over {s['places']} places."
     )
-=======
+
+
 def controller_table(record: Record) -> str:
     """The controller and other rules over the best fixed draft length, by workload."""
     found = record["summary"]["workloads"]
@@ -289,7 +289,6 @@ def controller_line(record: Record) -> str:
     """Which aims of the controller are reached."""
     aims = record["summary"]["aims"]
     return f"{sum(aim['reached'] for aim in aims.values())} of {len(aims)} aims reached"
->>>>>>> controller
 
 
 VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
@@ -298,11 +297,8 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-vs-transformers/1": (peer_table, peer_line),
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
-<<<<<<< HEAD
     "paceline-near-ties/1": (near_ties_table, near_ties_line),
-=======
     "paceline-controller-cpu/1": (controller_table, controller_line),
->>>>>>> controller
     **gpu_tables.views(table),
     **advisor_tables.views(table),
     **sampling_tables.views(table),
