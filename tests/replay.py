@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             if line == STALL:
                 self.server.silence.wait(5)
                 return
-            self.wfile.write(f"{line}\n".encode())
+            with suppress(ConnectionError):  # a client that has heard enough hangs up
+                self.wfile.write(f"{line}\n".encode())
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
