@@ -72,9 +72,9 @@ def our_laws(ops: Any, params: SamplingParams, text: Sequence[int], draft: Seque
     sampler.extend(text, ops.array(x))
     laws, processed = [], sampler._rows(ops.array(x), draft)
     for r in range(len(x)):
-        names, scores = sampler._candidates(ops.rows(processed, r, r + 1), None)
+        found = sampler._law(ops.rows(processed, r, r + 1), None)
         law = torch.zeros(VOCAB, dtype=torch.float64)
-        law[torch.as_tensor(names.copy())] = torch.as_tensor(scores.copy()).softmax(-1)
+        law[torch.as_tensor(found.ids.copy())] = torch.as_tensor(found.chances.copy())
         laws.append(law)
     return torch.stack(laws)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from paceline import sampling
 from paceline.errors import UsageError
-from paceline.kernels import get_ops
-from paceline.sampling import Sampler, nucleus
+from paceline.kernels import Cuts, get_ops, reference
+from paceline.kernels.reference import nucleus
+from paceline.sampling import Sampler
 from paceline.types import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -28,9 +28,9 @@ def logits(size: int, seed: int = 0, scale: float = 2.0) -> Tensor:
 
 def law(ops: Any, x: Tensor, params: SamplingParams) -> Tensor:
     """The distribution over the whole vocabulary that `Sampler` draws from."""
-    kept, scores = Sampler(ops, params)._candidates(ops.array(x), None)
+    found = Sampler(ops, params)._law(ops.array(x), None)
     out = torch.zeros(x.shape[1], dtype=torch.float64)
-    out[torch.as_tensor(np.array(kept))] = torch.as_tensor(np.array(scores)).softmax(-1)
+    out[torch.as_tensor(np.array(found.ids))] = torch.as_tensor(np.array(found.chances))
     return out
 
 
@@ -184,23 +184,22 @@ def test_neighbouring_positions_and_tokens_are_independent() -> None:
 
 def test_noise_reused_across_tokens_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: with one noise for all ids the likeliest token would always win."""
-    ops = get_ops("cpu")
-    honest = ops.gumbel
-    monkeypatch.setattr(ops, "gumbel", lambda seed, position, ids: honest(seed, position, np.zeros_like(ids)))
-    assert p_value(draw(Sampler(ops, LAWS[0]), PROBABILITIES.log()), PROBABILITIES[0]) < 1e-6
+    honest = reference.philox_gumbel
+    monkeypatch.setattr(reference, "philox_gumbel", lambda seed, at, ids: honest(seed, at, np.zeros_like(ids)))
+    assert p_value(draw(Sampler(BACKENDS[1], LAWS[0]), PROBABILITIES.log()), PROBABILITIES[0]) < 1e-6
 
 
 def test_noise_reused_across_positions_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     ops = get_ops("cpu")
-    honest = ops.gumbel
-    monkeypatch.setattr(ops, "gumbel", lambda seed, position, ids: honest(seed, position // 64, ids))
+    honest = ops.draw
+    monkeypatch.setattr(ops, "draw", lambda *row: honest(*row[:4], row[4] // 64))
     assert p_value(draw(Sampler(ops, LAWS[0]), PROBABILITIES.log()), PROBABILITIES[0]) < 1e-6
 
 
 def test_a_skipped_top_p_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     params, x = SamplingParams(temperature=1.0, top_p=0.84, seed=4), PROBABILITIES.log()
-    monkeypatch.setattr(sampling, "nucleus", lambda scores, top_p: len(scores))
-    assert p_value(draw(Sampler(BACKENDS[0], params), x), reference_law(x, params)) < 1e-6
+    monkeypatch.setattr(reference, "nucleus", lambda scores, top_p: len(scores))
+    assert p_value(draw(Sampler(BACKENDS[1], params), x), reference_law(x, params)) < 1e-6
 
 
 @each_backend
@@ -219,6 +218,19 @@ def test_backends_draw_the_same_token() -> None:
     for params in LAWS:
         ours, theirs = Sampler(cpu, params), Sampler(reference, params)
         assert ours.choose(cpu.array(x), 7) == theirs.choose(reference.array(x), 7)
+
+
+def test_the_compiled_draw_is_the_reference_for_every_cut() -> None:
+    """Rows with ties, with tokens ruled out, of one token, and of all."""
+    rng, (cpu, plain) = np.random.default_rng(5), BACKENDS
+    for case in range(300):
+        size = int(rng.integers(1, 80))
+        values = np.sort(np.round(rng.normal(0, 3, size), int(rng.integers(0, 4))).astype(np.float32))[::-1].copy()
+        values[int(rng.integers(1, size + 1)) :] = -np.inf
+        cuts = Cuts(rng.uniform(0.1, 3), rng.choice([1.0, rng.uniform(0.01, 1)]), rng.choice([0.0, rng.uniform(0, 1)]))
+        ids, seed = rng.permutation(1000)[:size], int(rng.integers(2**63))
+        drawn = [ops.draw(values, ids, cuts, seed, case + 2**40) for ops in (cpu, plain)]
+        assert drawn[0] == drawn[1], (case, cuts)
 
 
 def test_a_drafter_with_the_targets_law_is_always_right_and_a_near_one_mostly() -> None:

@@ -87,12 +87,6 @@ def penalised(logits: Row, times: Ids, params: SamplingParams) -> Row:
     return logits
 
 
-def min_p_mask(scores: npt.NDArray[np.float64], min_p: float) -> npt.NDArray[np.bool_]:
-    """Which log-scores lie at or above min_p times the greatest probability (Nguyen et al. 2024, arXiv 2407.01082)."""
-    mask: npt.NDArray[np.bool_] = scores >= scores.max() + np.log(min_p)
-    return mask
-
-
 def log_softmax(row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Natural log-probabilities [m] of a row of logits, in float64."""
     wide = row.astype(np.float64)

@@ -20,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.kernels import Array, Ops
-from paceline.processors import Context, Row, log_softmax, min_p_mask, reshapes
+from paceline.kernels import Array, Cuts, Ops
+from paceline.kernels.reference import cut
+from paceline.processors import Context, Row, log_softmax, reshapes
 from paceline.rejection import Law, Rejection
 from paceline.structure import Constraint
 from paceline.types import SamplingParams, TokenLogprobs
 
 Ids = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -46,6 +47,10 @@ class Sampler:
     context: Context | None = field(default=None, init=False)
     rejection: Rejection | None = field(default=None, init=False)
     vocab: int = field(default=0, init=False)
+    cuts: Cuts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cuts = Cuts(self.params.temperature, self.params.top_p, self.params.min_p)
 
     def begin(self, prompt: Sequence[int], vocab: int) -> None:
         """A text starts after this prompt."""
@@ -145,36 +150,23 @@ class Sampler:
         return TokenLogprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in best))
 
     def _sample(self, logits: Array, ids: Array | None, position: int) -> int:
-        kept, scores = self._candidates(logits, ids)
-        noise = self.ops.host(self.ops.gumbel(self.params.seed, position, self.ops.array(torch.from_numpy(kept))))
-        return int(kept[int(np.argmax(scores + noise))])
+        return self.ops.draw(*self._top(logits, ids), self.cuts, self.params.seed, position)
 
     def _law(self, logits: Array, ids: Array | None) -> Law:
         """What the row [1, m] draws a token from."""
-        kept, scores = self._candidates(logits, ids)
+        kept, scores = cut(*self._top(logits, ids), self.cuts)
         chances = np.exp(scores - scores.max())
         return Law(kept, chances / chances.sum())
 
-    def _candidates(self, logits: Array, ids: Array | None) -> tuple[Ids, Scores]:
-        """The tokens that top-k, top-p and min-p leave, with logits over temperature; likeliest first after a cut.
-
-        Min-p alone leaves them by ascending id.
-        """
+    def _top(self, logits: Array, ids: Array | None) -> tuple[Values, Ids]:
+        """Logits that top-k leaves and their tokens; likeliest first where anything is cut but by min-p."""
         p = self.params
         if p.top_k or p.top_p < 1.0:
             order, values = self.ops.top(logits, min(p.top_k or logits.shape[1], logits.shape[1]))
-            columns, kept = self.ops.host(order)[0], np.asarray(self.ops.host(values)[0], np.float64) / p.temperature
+            columns, logits = self.ops.host(order)[0], values
         else:
             columns = np.arange(logits.shape[1])
-            kept = np.asarray(self.ops.host(logits)[0], np.float64) / p.temperature
-        names = columns if ids is None else self.ops.host(ids)[0][columns]
-        if p.top_p < 1.0:
-            count = nucleus(kept, p.top_p)
-            names, kept = names[:count], kept[:count]
-        if p.min_p:
-            likely = min_p_mask(kept, p.min_p)
-            names, kept = names[likely], kept[likely]
-        return names, kept
+        return self.ops.host(logits)[0], columns if ids is None else self.ops.host(ids)[0][columns]
 
 
 def count_agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:
@@ -183,9 +175,3 @@ def count_agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:
         if token != chosen[i]:
             return i
     return len(draft)
-
-
-def nucleus(scores: Scores, top_p: float) -> int:
-    """How many of the descending log-scores top-p keeps: the fewest that hold at least `top_p` of the mass."""
-    mass = np.exp(scores - scores[0])
-    return int(np.searchsorted(np.cumsum(mass), top_p * mass.sum(), side="left")) + 1

@@ -95,6 +95,14 @@ class Branch(NamedTuple):
     norm: Array
 
 
+class Cuts(NamedTuple):
+    """What a row of logits is divided by, and what is left of it: top_p 1.0 and min_p 0.0 leave everything."""
+
+    temperature: float
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
 class Reach(NamedTuple):
     """What the rows of a pass attend: row r sits at positions[r] and sees positions first[r] .. last[r], int64 [n]."""
 
@@ -254,6 +262,12 @@ class Ops(Protocol):
 
         Philox4x32-10 (Salmon et al. 2011), counter (id, position low, position high, 0), key (seed low, seed high);
         u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
+        """
+
+    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
+        """One of the tokens ids [m], int64, by their logits float32 [m] and the Gumbel noise of the position.
+
+        Both are on the host. Where cuts.top_p is below 1 the logits must be descending.
         """
 
     def prepare(self) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.kernels import Block, Branch, Heads, LayerView, Reach, Rope, jit, pick
+from paceline.kernels import Block, Branch, Cuts, Heads, LayerView, Reach, Rope, jit, pick
 from paceline.kernels.composed import ComposedOps
 from paceline.kernels.reference import TorchStack
 from paceline.kernels.simd import PANEL, matmul
@@ -241,6 +241,9 @@ class CpuOps(ComposedOps):
         out = np.empty(len(ids), np.float64)
         pick.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
+
+    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
+        return int(pick.draw(values, ids, *cuts, np.uint64(seed), np.uint64(position)))
 
     def prepare(self) -> None:
         keys, values = self.store(PANEL, 1, PANEL)

@@ -142,6 +142,31 @@ def _uniform(seed, position, token, word):
     return (float(bits) + 0.5) * 2.0**-53
 
 
+@njit(cache=True, error_model="numpy")
+def draw(values, ids, temperature, top_p, min_p, seed, position):
+    """`paceline.kernels.reference.TorchOps.draw`, without temporaries."""
+    count, peak = values.shape[0], np.max(values) / temperature
+    if top_p < 1.0:
+        total = 0.0
+        for i in range(count):
+            total += math.exp(values[i] / temperature - peak)
+        held, kept = 0.0, 0
+        while kept < count and (kept == 0 or held < top_p * total):
+            held += math.exp(values[kept] / temperature - peak)
+            kept += 1
+        count = kept
+    least = peak + math.log(min_p) if min_p > 0.0 else -math.inf
+    best, chosen = -math.inf, ids[0]
+    for i in range(count):
+        score = values[i] / temperature
+        if score < least:
+            continue
+        score += -math.log(-math.log(_uniform(seed, position, np.uint64(ids[i]), np.uint64(0))))
+        if score > best:
+            best, chosen = score, ids[i]
+    return chosen
+
+
 @vectorize(["float64(uint64, uint64, uint64, uint64)"], cache=True)
 def philox_uniform(seed, position, token, word):
     """`paceline.kernels.reference.philox_uniform`, without temporaries."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kernels import Branch, Heads, LayerView, Rope
+from paceline.kernels import Branch, Cuts, Heads, LayerView, Rope
 from paceline.kernels.composed import ComposedOps
 
 
@@ -193,6 +193,10 @@ class TorchOps(ComposedOps):
         noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
         return torch.from_numpy(noise).to(self.device)
 
+    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
+        names, scores = cut(values, ids, cuts)
+        return int(names[int(np.argmax(scores + philox_gumbel(seed, position, names.astype(np.uint64))))])
+
     def prepare(self) -> None:
         """Nothing is compiled here."""
 
@@ -224,6 +228,28 @@ def turn(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
     cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
     a, b = x[..., :rotated], x[..., half : half + rotated]
     return torch.cat([a * cos - b * sin, x[..., rotated:half], b * cos + a * sin, x[..., half + rotated :]], dim=-1)
+
+
+def cut(values: np.ndarray, ids: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that top-p and min-p leave, in order, and their logits over temperature, float64; see `Ops.draw`.
+
+    Min-p: Nguyen et al. 2024, arXiv 2407.01082.
+    """
+    scores = np.asarray(values, np.float64) / cuts.temperature
+    if cuts.top_p < 1.0:
+        count = nucleus(scores, cuts.top_p)
+        ids, scores = ids[:count], scores[:count]
+    if cuts.min_p:
+        likely = scores >= scores.max() + math.log(cuts.min_p)
+        ids, scores = ids[likely], scores[likely]
+    return ids, scores
+
+
+def nucleus(scores: np.ndarray, top_p: float) -> int:
+    """How many of the descending log-scores top-p keeps: the fewest that hold at least `top_p` of the mass."""
+    mass = np.exp(scores - scores[0])
+    held = np.cumsum(mass)
+    return int(np.searchsorted(held, top_p * held[-1], side="left")) + 1
 
 
 def philox_gumbel(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
