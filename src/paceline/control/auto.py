@@ -27,7 +27,7 @@ PROBE_FIRST, PROBE_LAST = 4, 40  # rounds between probes: doubles from the first
 PROBE_NEWS = 3.0  # what a probe says counts for so many rounds: it is all that is heard of a parked request
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which one is plain where drafting promises less: to learn its time
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY, SLOW_START = 3, 24  # rounds of one choice where drafts end early by themselves; not for the first ones
+THINK_EVERY, SLOW_START = 6, 24  # rounds of one choice where drafts end early by themselves; not for the first ones
 LOOK_EVERY = 8  # rounds after which a parked request is looked at although nothing was heard of it
 GAIN_ROUNDS, GAIN_MOST = 50.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
 KINDS = 16  # remembered at once
@@ -168,7 +168,11 @@ class Auto:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        for served in self.untold:
+        told = self.untold
+        if self.plan is REST:  # plain rounds tell what they cost, and one is enough for that
+            told = self.untold[-1:]
+            self._parking(told[0].request).since += len(self.untold) - 1
+        for served in told:
             self.observe_batch([served], self.plan)
         self.untold.clear()
 
