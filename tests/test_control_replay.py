@@ -313,6 +313,18 @@ def test_a_stop_does_not_see_what_will_be_kept() -> None:
     assert differs > 100
 
 
+@pytest.mark.parametrize("workload", ["chat", "changing"])
+def test_rounds_are_learnt_from_a_few_at_a_time_and_none_is_lost(workload: str) -> None:
+    policy = Auto(STEPS.copy(), K, listens=True)
+    result = Workbench(generate(workload, TOKENS, K, seed=11), STEPS).play(policy, "auto+stop")
+    waiting = sum(served.k > 0 for served in policy.untold)
+    assert policy.acceptance.rounds == sum(k > 0 for k in result.ks) - waiting
+    assert policy.rounds == len(result.ks)
+    before_round = Auto(STEPS.copy(), K)
+    Workbench(generate(workload, TOKENS, K, seed=11), STEPS).play(before_round, "auto")
+    assert not before_round.untold
+
+
 def test_dropped_guesses_are_paid_for() -> None:
     rows = [Row(request="a", drafted=4, accepted=4, confidences=(0.9, 0.1, 0.9, 0.9))] * 3
     result = Workbench(Trace(rows), STEPS).play(make("stop=0.5", STEPS, 4), "stop")
