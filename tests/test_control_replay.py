@@ -274,6 +274,64 @@ def test_a_constant_arm_that_is_not_better_is_not_played() -> None:
     assert set(guarded(lambda i: 3 + i % 2, law, 64)) == {3, 4}
 
 
+# ---- drafts that end by themselves ----------------------------------------------------------------------------------
+
+STEPS = CostTable([Timing(1, k, 0, ms) for k, ms in ((0, 1.0), (1, 1.35), (8, 3.5))], step_ms=0.15)
+
+
+@cache
+def listening(workload: str) -> tuple[Result, Result, Result, Result]:
+    """(auto+stop, auto, the best constant k, k = 0) on a small model's round times."""
+    stage = Workbench(generate(workload, TOKENS, K, seed=11), STEPS)
+    statics = stage.statics()
+    results = [stage.play(make(name, STEPS, K), name) for name in ("auto+stop", "auto")]
+    return results[0], results[1], max(statics, key=lambda result: result.rate), statics[0]
+
+
+@pytest.mark.parametrize("workload", ["chat", "code", "hopeless", "perfect", "mixed", "changing"])
+def test_a_stop_within_the_round_loses_to_nothing(workload: str) -> None:
+    stopped, _, best, plain = listening(workload)
+    assert stopped.rate > (1.05 if workload == "mixed" else 0.98) * best.rate
+    assert stopped.rate > 0.98 * plain.rate
+    assert sum(stopped.tokens) == sum(plain.tokens)
+
+
+def test_what_the_drafter_hears_of_itself_is_worth_something() -> None:
+    stopped, before, _, _ = listening("chat")
+    assert stopped.rate > 1.03 * before.rate
+
+
+def test_a_stop_does_not_see_what_will_be_kept() -> None:
+    """Runs that differ in acceptance alone, from a position on, choose alike up to and in the round at it."""
+    trace = generate("chat", 400, K, seed=5)
+    changed = [replace(r, accepted=K - r.accepted) if (r.position or 0) >= 100 else r for r in trace.rows]
+    first, second = (
+        Workbench(Trace(rows), STEPS).play(make("auto+stop", STEPS, K), "x") for rows in (trace.rows, changed)
+    )
+    at = np.cumsum([0, *first.tokens])
+    differs = next(int(at[i]) for i, (a, b) in enumerate(zip(first.ks, second.ks, strict=False)) if a != b)
+    assert differs > 100
+
+
+@pytest.mark.parametrize("workload", ["chat", "changing"])
+def test_rounds_are_learnt_from_a_few_at_a_time_and_none_is_lost(workload: str) -> None:
+    policy = Auto(STEPS.copy(), K, listens=True)
+    result = Workbench(generate(workload, TOKENS, K, seed=11), STEPS).play(policy, "auto+stop")
+    waiting = sum(served.k > 0 for served in policy.untold)
+    assert policy.acceptance.rounds == sum(k > 0 for k in result.ks) - waiting
+    assert policy.rounds == len(result.ks)
+    before_round = Auto(STEPS.copy(), K)
+    Workbench(generate(workload, TOKENS, K, seed=11), STEPS).play(before_round, "auto")
+    assert not before_round.untold
+
+
+def test_dropped_guesses_are_paid_for() -> None:
+    rows = [Row(request="a", drafted=4, accepted=4, confidences=(0.9, 0.1, 0.9, 0.9))] * 3
+    result = Workbench(Trace(rows), STEPS).play(make("stop=0.5", STEPS, 4), "stop")
+    assert result.ks == [1, 1, 1]
+    assert result.ms == pytest.approx([1.35 + 0.15] * 3)
+
+
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 

@@ -187,14 +187,16 @@ class Auto:
             if view and known and self.rounds % SCORED == 0:
                 self._score(plan, view, served)
             if served.k or served.unmade is not None:
-                self._learn(served, PROBE_NEWS if plan.probing else 1.0)
+                self._learn(plan, served)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
         drafted = one.k > 0 or one.unmade is not None  # in a batch all draft alike
         hit = 2 * sum(served.accepted > 0 for served in batch) >= len(batch)
         self._after(parking, plan.probing, drafted, hit)
 
-    def _learn(self, served: Served, news: float) -> None:
-        unmade = None if served.unmade is None else surety(served.unmade)
+    def _learn(self, plan: Plan, served: Served) -> None:
+        news, unmade = PROBE_NEWS if plan.probing else 1.0, None
+        if served.unmade is not None:
+            unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
         self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
         if served.confidences:
             self.reading.observe(served.accepted, served.confidences)

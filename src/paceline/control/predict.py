@@ -94,12 +94,13 @@ class Acceptance:
         accepted: int,
         certainty: Sequence[float],
         news: float = 1.0,
-        unmade: float | None = None,
+        unmade: tuple[float, float] | None = None,
     ) -> None:
         """A verified round: `accepted` of len(certainty) drafts; certainty = margin (or logit of confidence) of each.
 
         Only positions up to the first rejection are looked at. news: how many times its usual step the bias takes.
-        unmade: the certainty of one more guess, which was dropped.
+        unmade: certainty of one guess more, which was dropped, and the chance it had: without it, a drafter that knows
+        its guesses to be bad would never be heard of.
         """
         reached = min(accepted + 1, len(certainty), self.k_max)
         known = self._request(request)
@@ -116,8 +117,10 @@ class Acceptance:
             self.rounds += 1
             if self.rounds % REFIT == 0 or self.rounds in EARLY:
                 self._fit()
-        if unmade is not None and accepted == len(certainty):
-            self._mark(known, unmade)
+        if unmade is not None and accepted == len(certainty) < self.k_max:
+            mark, chance = unmade
+            known.bias += news * BIAS_STEP * (chance - self.law(request)[accepted])
+            self._mark(known, mark)
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
