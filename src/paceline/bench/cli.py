@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline import flags
-from paceline.errors import UsageError
+from paceline.errors import PacelineError, UsageError
 
 if TYPE_CHECKING:
     from paceline.bench.contests import Wanted
@@ -149,9 +150,11 @@ def judge_for(wanted: Wanted | None, named: str | None, target: str) -> Judge | 
     """Who judges texts that differ: the checkpoint named, else the target of an engine in this process."""
     from paceline.bench.judge import Judge
 
-    if named is None and wanted is not None:
-        return None
-    return Judge.from_pretrained(named or target)
+    if named is not None:
+        return Judge.from_pretrained(named)
+    with suppress(PacelineError):  # nobody asked for a judge: loading the target says what is wrong with it
+        return Judge.from_pretrained(target) if wanted is None else None
+    return None
 
 
 def draft_lengths_of(text: str) -> tuple[int | None, ...]:

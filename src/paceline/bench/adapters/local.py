@@ -64,13 +64,13 @@ def local_contest(engine: Engine, ks: Sequence[int | None]) -> Contest:
 
     Raises UsageError for a draft length that drafts nothing.
     """
-    check_lengths([k for k in ks if k is not None] or [1])
+    check_lengths(ks)
     return Contest(LocalArm(engine, 0), {k: LocalArm(engine, AUTO if k is None else k) for k in ks})
 
 
-def check_lengths(ks: Sequence[int]) -> None:
-    """Raises UsageError for draft lengths that draft nothing, or twice the same."""
-    if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+def check_lengths(ks: Sequence[int | None]) -> None:
+    """Raises UsageError for draft lengths that draft nothing, or twice the same; None is one that is not fixed."""
+    if not ks or min((k for k in ks if k is not None), default=1) < 1 or len(set(ks)) < len(ks):
         raise UsageError(f"k must be at least 1 and each named once (off is always measured beside it), not {list(ks)}")
 
 
