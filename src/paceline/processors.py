@@ -45,21 +45,25 @@ class Context:
     def process(self, rows: Row, drafts: Sequence[Sequence[int]]) -> Row:
         """New rows [n, vocab] with every rule before the temperature applied; the r-th follows drafts[r]."""
         rows = rows.copy()
-        rows[:, self.bias_ids] += self.biases
+        if self.params.biases:
+            rows[:, self.bias_ids] += self.biases
+        if penalises(self.params):
+            drafted = [self._drafted(row, draft) for row, draft in zip(rows, drafts, strict=True)]
+            rows[:, self.at] = penalised(rows[:, self.at], self.counts, self.params)
+            for row, (ids, values) in zip(rows, drafted, strict=True):
+                row[ids] = values
         for row, draft in zip(rows, drafts, strict=True):
-            if penalises(self.params):
-                self._penalise(row, draft)
             if self.length + len(draft) < self.params.min_tokens:
                 row[self.end_ids[self.end_ids < len(row)]] = -np.inf
         return rows
 
-    def _penalise(self, row: Row, draft: Sequence[int]) -> None:
-        """Penalties after the drafts, in place."""
+    def _drafted(self, row: Row, draft: Sequence[int]) -> tuple[list[int], Row]:
+        """The tokens of the drafts, and their logits of the row under the penalties that hold after all of them."""
         own = list(dict.fromkeys(draft))
+        if not own:
+            return own, row[:0]
         times = np.array([self.times.get(token, 0) + list(draft).count(token) for token in own], np.int64)
-        after = penalised(row[own], times, self.params) if own else row[:0]
-        row[self.at] = penalised(row[self.at], self.counts, self.params)
-        row[own] = after
+        return own, penalised(row[own], times, self.params)
 
 
 def reshapes(params: SamplingParams) -> bool:
@@ -73,7 +77,7 @@ def penalises(params: SamplingParams) -> bool:
 
 
 def penalised(logits: Row, times: Ids, params: SamplingParams) -> Row:
-    """Logits [m] of tokens seen before, written so many times [m], under all penalties.
+    """Logits [..., m] of tokens seen before, written so many times [m], under all penalties.
 
     Repetition divides positive logits by the penalty and multiplies the others: Keskar et al. 2019 (arXiv 1909.05858),
     with the sign handled as in Transformers. Presence is taken off every written token, frequency for each time.

@@ -108,7 +108,7 @@ class Sampler:
         """
         if self.context is not None or self.constraint is not None:
             logits = self._reshape_part(logits, ids, draft)
-            if not np.isfinite(self.ops.host(logits)).any():
+            if self.constraint is not None and not np.isfinite(self.ops.host(logits)).any():
                 # The grammar allows nothing that the drafter sees; whatever is guessed here is cut.
                 return 0 if ids is None else int(ids[0, 0])
         if self.rejection is not None:
