@@ -70,6 +70,26 @@ def end_to_end_line(record: Record) -> str:
     )
 
 
+def processors_table(table: Table) -> Callable[[Record], str]:
+    """Shares of a text's CPU time, by way of choosing."""
+
+    def made(record: Record) -> str:
+        rows = [
+            (name, *(f"{part[key]['share']:.1%}" for key in ("rules", "choosing")))
+            for name, part in record["summary"].items()
+        ]
+        return table(("share of the CPU time of a text", "rules and grammar", "all choosing"), rows)
+
+    return made
+
+
+def processors_line(record: Record) -> str:
+    """What sampling takes over greedy decoding."""
+    s = record["summary"]
+    more = s["top-k, top-p"]["choosing"]["share"] - s["greedy"]["choosing"]["share"]
+    return f"drawing with top-k and top-p takes {more:.1%} of a text's CPU time more than greedy does"
+
+
 def _value(part: dict[str, Any]) -> str:
     interval = part["ci95"]
     return f"{part['value']:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
@@ -80,4 +100,5 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
     return {
         "paceline-acceptance-by-temperature/1": (acceptance_table(table), acceptance_line),
         "paceline-sampling-end-to-end/1": (end_to_end_table(table), end_to_end_line),
+        "paceline-processors/1": (processors_table(table), processors_line),
     }

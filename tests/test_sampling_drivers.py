@@ -156,6 +156,11 @@ def test_the_documents_tables_are_the_records() -> None:
     assert "| coupled: texts that are equal, drafting or not | 100% of 1,000 |" in table({"summary": summary})
     assert "| peeking: least p (must be caught) | 1e-09 |" in table({"summary": summary})
     assert "20,000 texts a mode do not differ (p = 0.25)" in line({"summary": summary})
+    shares = {name: {"rules": {"share": 0.01}, "choosing": {"share": share}}
+              for name, share in {"greedy": 0.02, "top-k, top-p": 0.07}.items()}  # fmt: skip
+    table, line = readme_table.VIEWS["paceline-processors/1"]
+    assert "| top-k, top-p | 1.0% | 7.0% |" in table({"summary": shares})
+    assert "takes 5.0% of a text's CPU time more" in line({"summary": shares})
 
 
 def test_the_clock_counts_what_a_method_calls_once() -> None:
