@@ -70,7 +70,9 @@ def engines_table(table: Table, records: Sequence[Record]) -> str:
     options, count = first["plan"]["options"], first["plan"]["prompts"]["count"]
     note = (
         f"k = {first['plan']['ks'][0]}, temperature {options['temperatures'][0]:g}, {count} prompts, at most"
-        f" {options['max_tokens']} tokens; each engine against itself, started and stopped by the instrument."
+        f" {options['max_tokens']} tokens; each engine against itself, started and stopped by the instrument, with the"
+        " embedded pair (a miniature of 14 MB, where a call's overhead counts most) as"
+        " `benchmarks/engines/convert_pair.py` writes it for each."
     )
     return f"{table(columns, rows)}\n\n{note}"
 

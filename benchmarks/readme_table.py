@@ -98,7 +98,8 @@ def origin(record: Record, path: Path) -> str:
 
 def labels(record: Record) -> list[str]:
     """What is special about a result, but for the device, which `origin` names."""
-    engines = [record.get("engine", {}), *(arm["details"] for arm in record.get("arms", []))]
+    arms = record["arms"] if record["schema"].startswith("paceline-bench/") and "arms" in record else []
+    engines = [record.get("engine", {}), *(arm["details"] for arm in arms)]
     targets = [engine.get("decisions", {}).get("target", "") for engine in engines]
     embedded = any("'embedded'" in target for target in targets)
     made = ["embedded miniature, trained for tests; real prompts"] if embedded else []
