@@ -149,7 +149,18 @@ def bench_line(record: Record) -> str:
     return (
         f"{speed(s['speedup'], s['speedup_ci95'])} on {s['prompts']} prompts at k = {s['k']}, with"
         f" {number(s['acceptance_length'])} tokens a round and the same text in {number(s['equal_outputs'], '.0%')}"
+        f"{_at_once(s.get('by_concurrency', {}))}"
     )
+
+
+def _at_once(blocks: Record) -> str:
+    """What is left with several requests in flight."""
+    more = [
+        f"; with {count} requests at once {speed(block['speedup'], block['speedup_ci95'])}"
+        for count, block in blocks.items()
+        if count != "1"
+    ]
+    return "".join(more)
 
 
 def peer_table(record: Record) -> str:
