@@ -209,14 +209,13 @@ class DeviceEngine:
     def _begin_rules(self, request: Request, place: int) -> bool:
         """Puts a text's rules in place, and its prompt into the history; whether it has any."""
         rules = reshapes(request.params)
-        device = self.model.places.outcome.device
-        for mine, theirs in zip(
-            self.model.places.part(place, place + 1).rules, rules_of([request.params], device), strict=True
-        ):
+        if not rules and self.model.places.history is None:
+            return False  # nobody ever had any: all places are neutral still
+        history, own = self.model.keep_histories()[place], self.model.places.part(place, place + 1)
+        for mine, theirs in zip(own.rules, rules_of([request.params], history.device), strict=True):
             mine.copy_(theirs)
         if rules:
-            history = self.model.keep_histories()[place]
-            begin_history(history, torch.tensor(request.prompt, dtype=torch.int64, device=device))
+            begin_history(history, torch.tensor(request.prompt, dtype=torch.int64, device=history.device))
         return rules
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
