@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -73,10 +72,6 @@ class RoundTimer:
             mark.record()
         torch.cuda.synchronize()
         return [a.elapsed_time(b) for a, b in itertools.pairwise([first, *others])]
-
-    def median_ms(self, setting: Setting, repeats: int = 20) -> float:
-        """Median milliseconds of a round."""
-        return statistics.median(self.times_ms(setting, repeats))
 
     def profile(self, setting: Setting) -> dict[str, dict[str, float]]:
         """Per class of kernel: launches and microseconds of one round; "gaps" is when no kernel ran.
