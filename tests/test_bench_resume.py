@@ -171,6 +171,13 @@ def test_other_prompts_and_other_draft_lengths_are_refused(tmp_path: Path) -> No
         run_bench(more, prompts(16), OPTIONS, Output(out, again=True))
 
 
+def lose(path: Path, key: str) -> None:
+    """Takes a part out of a record."""
+    record = json.loads(path.read_text())
+    del record[key]
+    path.write_text(json.dumps(record))
+
+
 def test_a_complete_file_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     bench(out, arms())
@@ -188,6 +195,9 @@ def test_a_complete_file_is_refused(tmp_path: Path) -> None:
         (lambda path: path.write_text("[1]"), "holds no run of this version"),
         (lambda path: path.write_text('{"schema": "paceline-bench/1"}'), "holds no run of this version"),
         (lambda path: path.write_text('{"schema": "paceline-bench/2"}'), "holds no run of this version"),
+        (lambda path: lose(path, "measurements"), "it is damaged .*measurements"),
+        (lambda path: lose(path, "arms"), "it is damaged .*arms"),
+        (lambda path: lose(path, "complete"), "it is damaged .*complete"),
     ],
 )
 def test_a_file_that_holds_no_run_is_refused(tmp_path: Path, spoil: Callable[[Path], Any], says: str) -> None:

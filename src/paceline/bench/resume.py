@@ -50,8 +50,15 @@ def resume(path: Path, plan: dict[str, Any], steps: Sequence[Step]) -> Run:
         raise UsageError(f"{path} holds no run of this version that could go on; name another file with --out")
     if (other := _difference(theirs, json.loads(json.dumps(plan)))) is not None:
         raise UsageError(f"{path} was measured with other {other}; repeat that, or name another file with --out")
-    if data.get("complete") and not any(step["failed"] for step in data["steps"]):
-        raise UsageError(f"{path} is complete; name another file with --out, or leave out --resume")
+    try:
+        if data["complete"] and not any(step["failed"] for step in data["steps"]):
+            raise UsageError(f"{path} is complete; name another file with --out, or leave out --resume")
+        return _restored(data, steps)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"cannot go on from {path}: it is damaged ({error}); name another file with --out") from None
+
+
+def _restored(data: dict[str, Any], steps: Sequence[Step]) -> Run:
     rows = rows_from_data(data["measurements"])
     kept = {key for step in steps if _keys(step) <= {_key(row) for row in rows} for key in _keys(step)}
     names = [f.name for f in fields(StepRecord)]
