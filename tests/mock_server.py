@@ -30,7 +30,7 @@ class Plan:
     speedup: of a server that drafts, by its times; `accept`: the probability that a draft is kept while all before it
     were. events: tokens of each streamed event. Faults, each for every so many-th request (0: never): change_token (one
     token), overrun (twice the tokens asked for), malformed (an event that is no JSON), truncate (no end of the stream),
-    stall (silence after the first event), no_usage. dies_after: requests until it closes everything and answers none.
+    stall (silence after the first event), no_usage. dies_after: requests until it breaks every connection and answers none.
     stamp: events carry when they were sent, as "sent_s" (time.perf_counter, which processes of a Linux machine share).
     """
 
@@ -70,6 +70,7 @@ class MockServer:
         self.took_s: list[float] = []
         self.writers = set[asyncio.StreamWriter]()
         self.random = random.Random(0)
+        self._dead = False
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -95,13 +96,18 @@ class MockServer:
         self._ready.set()
         await self._over.wait()
         self._die()
+        await asyncio.sleep(0.01)  # who was let in meanwhile is thrown out first
+        self._server.close()
 
     def _die(self) -> None:
-        self._server.close()
+        # Still listens: asyncio forgets a connection that it accepts while its server closes, and the client would wait.
+        self._dead = True
         for writer in self.writers:
             writer.transport.abort()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._dead:
+            return writer.transport.abort()
         self.writers.add(writer)
         try:
             while request := await _request(reader):
