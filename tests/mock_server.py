@@ -30,7 +30,7 @@ class Plan:
     speedup: of a server that drafts, by its times; `accept`: the probability that a draft is kept while all before it
     were. events: tokens of each streamed event. Faults, each for every so many-th request (0: never): change_token (one
     token), overrun (twice the tokens asked for), malformed (an event that is no JSON), truncate (no end of the stream),
-    stall (silence after the first event), no_usage. dies_after: requests until it breaks every connection and answers none.
+    stall (silence after the first event), no_usage. dies_after: requests until it breaks all connections for good.
     stamp: events carry when they were sent, as "sent_s" (time.perf_counter, which processes of a Linux machine share).
     """
 
@@ -100,7 +100,7 @@ class MockServer:
         self._server.close()
 
     def _die(self) -> None:
-        # Still listens: asyncio forgets a connection that it accepts while its server closes, and the client would wait.
+        # Still listens: asyncio forgets a connection that comes while its server closes, and the client would wait.
         self._dead = True
         for writer in self.writers:
             writer.transport.abort()
