@@ -36,11 +36,14 @@ TUNED = Path(mm.__file__).with_name("tuned.json")
 BLOCKS = ((64, 64, 6), (64, 64, 4), (64, 128, 4), (64, 128, 3), (64, 256, 3), (128, 64, 4), (128, 128, 3))
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 LINES = (0, 2, 4, 8)
-WIDE = ((64, 64, 4, 4), (64, 64, 5, 4), (64, 128, 3, 4), (64, 128, 4, 4), (128, 64, 3, 4), (128, 64, 4, 4),
-        (128, 64, 4, 8), (128, 128, 3, 8), (256, 64, 3, 8), (256, 64, 4, 8), (256, 128, 2, 8))  # fmt: skip
-MANY = (20, 40, 80, 160, 2048)
+BANDWIDTH = 3.0e12  # of the bound that is printed, bytes a second
+WIDE = ((64, 64, 4, 4), (64, 64, 6, 4), (64, 128, 3, 4), (64, 128, 4, 4), (128, 64, 4, 4), (128, 64, 4, 8),
+        (128, 64, 6, 8), (128, 128, 3, 8), (256, 64, 4, 8))  # fmt: skip
+MANY = (24, 40, 64, 80, 160)
+PROMPT = ((64, 64, 4, 4), (128, 64, 3, 4), (128, 64, 4, 4), (128, 64, 3, 8), (128, 64, 4, 8), (128, 128, 2, 8),
+          (256, 64, 3, 8))  # fmt: skip
 ROWS = (1, 5)
-BATCHES = (2, 5, 8, 16, 17, 32, 33, 64, 65, 128, 129, 300)
+BATCHES = (2, 5, 8, 16, 17, 32, 33, 40, 64, 65, 80, 96, 128, 129, 160, 192, 300)
 Weight = tuple[int, int, bool]
 Call = Callable[..., Tensor]
 
@@ -76,6 +79,12 @@ def all_weights(sizes: list[str]) -> list[Weight]:
         head = small.centroids.count if small.centroids else small.text.vocab
         found.add((head, small.text.hidden, False))
     return sorted(found)
+
+
+def large_weights(sizes: list[str]) -> list[Weight]:
+    """Those of the targets whose calls of many rows take time."""
+    found = set[Weight]().union(*(weights_of(target_config(name)) for name in sizes))
+    return sorted(weight for weight in found if weight[0] * weight[1] >= 1 << 21)
 
 
 def candidates(rows: int, cols: int, gated: bool) -> list[mm.Tile]:
@@ -149,27 +158,54 @@ def bits(weight: Weight) -> dict[str, Any]:
             "library": differ(lambda x: F.linear(x, w))}  # fmt: skip
 
 
-def wide(weight: Weight, n: int) -> dict[str, Any]:
-    """Microseconds of the cuts that `matmul.launch_of` may choose among for n rows, fastest first."""
+def cuts(weight: Weight, n: int) -> list[mm.Launch]:
+    """The ways to cut a call of n rows that `matmul.launch_of` may choose among."""
     rows, cols, gated = weight
-    count = 2 if n > 500 else max(2, min(40, (200 << 20) // (rows * cols * 2)))
+    tile = mm.tile_of(rows, cols, gated)
+    parted, found = tile.split > 1 and not gated, []
+    if n > mm.WIDTHS[-1]:
+        shapes = [(r, 0, parted, *cut) for r, cut in itertools.product((128, 256), PROMPT)]
+    else:
+        shapes = [(*mm.width_of(n), inside, *cut) for inside, cut in itertools.product({False, parted}, WIDE)]
+    for r, more, inside, bn, bk, stages, warps in shapes:
+        held = stages * (bn + r + more) * bk * 2  # bytes of shared memory
+        if tile.bk % bk == 0 and held <= 220 << 10 and bn * (r + more) <= warps << 13:
+            found.append(mm.Launch(r, bn, bk, stages, warps, 0, inside, more))
+    return found
+
+
+def wide(weight: Weight, many: list[int]) -> list[dict[str, Any]]:
+    """Microseconds of every cut of a weight for each number of rows, fastest first."""
+    rows, cols, gated = weight
+    count = max(2, min(40, (200 << 20) // (rows * cols * 2)))
     copies = [torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16) * 0.02 for _ in range(count)]
-    x = torch.randn(n, cols, device="cuda", dtype=torch.bfloat16)
-    tile, call = mm.tile_of(rows, cols, gated), mm.gated if gated else mm.linear
-    chosen, tried = mm.launch_of(n, tile, rows, gated), []
-    for (bn, bk, stages, warps), inside in itertools.product(WIDE, (False, True)):
-        if (inside and (gated or tile.split == 1)) or cols % bk or (n > 500 and not inside and tile.split > 1):
-            continue
-        cut = mm.Launch(chosen.r, bn, bk, stages, warps, 0, inside)
-        if cut.stages * (cut.bn + cut.r) * cut.bk * 2 > 220 << 10:  # bytes of shared memory
-            continue
-        run = partial(call, x, tile=tile, cut=cut)
-        tried.append((round(graph_time(run, [(copy,) for copy in copies], 5), 1), cut))
-    tried.sort()
-    now = next((us for us, cut in tried if cut == chosen), None)
-    print(f"{n} rows of {rows} x {cols}: {tried[0][0]} us {tuple(tried[0][1])}, chosen {now}", flush=True)
-    return {"n": n, "rows": rows, "cols": cols, "gated": gated, "chosen": list(chosen), "chosen_us": now,
-            "tried": [[us, *cut] for us, cut in tried]}  # fmt: skip
+    tile, call, found = mm.tile_of(rows, cols, gated), mm.gated if gated else mm.linear, []
+    for n in many:
+        x, chosen = torch.randn(n, cols, device="cuda", dtype=torch.bfloat16), mm.launch_of(n, tile, rows, gated)
+        tried = []
+        for cut in cuts(weight, n):
+            run = partial(call, x, tile=tile, cut=cut)
+            tried.append((round(graph_time(run, [(copy,) for copy in copies], 5), 1), cut))
+        tried.sort()
+        now = next((us for us, cut in tried if cut == chosen), None)
+        bound = round(rows * cols * 2 / BANDWIDTH * 1e6, 1)
+        print(
+            f"{n} rows of {rows} x {cols}: {tried[0][0]} us {tuple(tried[0][1])}, chosen {now}, bound {bound}",
+            flush=True,
+        )
+        found.append({"n": n, "rows": rows, "cols": cols, "gated": gated, "chosen": list(chosen), "chosen_us": now,
+                      "tried": [[us, *cut] for us, cut in tried]})  # fmt: skip
+    return found
+
+
+def compile_cuts(part: int, parts: int, many: list[int]) -> None:
+    """Compiles every part-th cut, on small weights: compiled kernels are kept on disk and know no shapes."""
+    todo = sorted({(cut, weight[2]) for weight in large_weights(list(SHAPES)) for n in many for cut in cuts(weight, n)})
+    for cut, gated in todo[part::parts]:
+        x = torch.randn(mm.Launch(*cut).width, 512, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(512, 512, device="cuda", dtype=torch.bfloat16)
+        (mm.gated if gated else mm.linear)(x, w, mm.Tile(64, cut.bk, 2 if cut.inside else 1, 4), cut)
+    torch.cuda.synchronize()
 
 
 def adopt(path: Path) -> None:
@@ -185,16 +221,22 @@ def main() -> None:
     parser.add_argument("--adopt", type=Path, help="take over the tiles of an earlier --out")
     parser.add_argument("--sizes", default=",".join(SHAPES))
     parser.add_argument("--wide", action="store_true", help="cuts for more rows than 16 instead of tiles")
+    parser.add_argument("--rows", default=",".join(map(str, MANY)), help="rows of x that --wide tries")
+    parser.add_argument("--compile", help="PART/PARTS: only compile these of the cuts, beside other processes")
     flags = parser.parse_args()
+    many = [int(n) for n in flags.rows.split(",")]
     if flags.adopt:
         adopt(flags.adopt)
+    if flags.compile:
+        compile_cuts(*map(int, flags.compile.split("/")), many)
     if flags.out:
-        weights = all_weights(flags.sizes.split(","))
+        sizes = flags.sizes.split(",")
+        weights = large_weights(sizes) if flags.wide else all_weights(sizes)
         result = {
             "schema": "paceline-cuda-tiles/1", "labels": ["random weights"], "provenance": files.provenance(),
-            "copy_bandwidth": copy_bandwidth(), "bits": [bits(weight) for weight in weights[:: len(weights) // 8]],
+            "copy_bandwidth": copy_bandwidth(), "bits": [bits(weight) for weight in weights[:: len(weights) // 8 or 1]],
             "tiles": [tune(weight) for weight in weights] if not flags.wide else [],
-            "wide": [wide(weight, n) for n in MANY for weight in weights] if flags.wide else [],
+            "wide": [row for weight in weights for row in wide(weight, many)] if flags.wide else [],
         }  # fmt: skip
         files.write_text(flags.out, json.dumps(result))
 

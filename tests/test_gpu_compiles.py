@@ -107,13 +107,15 @@ def calls() -> list[Callable[[], Any]]:
         return t(*shape, dtype=torch.float32)
 
     def linears() -> None:
-        for n in (4, 40, 100, 512):
+        for n in (4, 40, 80, 100, 160, 512):
             for rows, cols in ((2048, 1536), (16384, 5376), (5376, 21504)):
                 matmul.linear(t(n, cols), t(rows, cols))
             matmul.gated(t(n, 5376), t(2 * 21504, 5376))
+        matmul.linear(t(2048, 5376), t(16384, 5376), whole=True)
+        matmul.gated(t(2048, 5376), t(2 * 21504, 5376), whole=True)
         matmul.gated(t(4, 1536), t(2 * 6144, 1536))
         head = matmul.HeadWeight(t(262144, 1536), 30.0)
-        for n in (4, 40):
+        for n in (4, 40, 80, 160):
             matmul.head_best(t(n, 1536), head, t(2, dtype=i32))
         matmul.head_logits(t(4, 1536), head)
         matmul.head_best(t(4, 1536), matmul.HeadWeight(t(262144, 1536, dtype=torch.int8), 0.0, f(262144)))
@@ -160,7 +162,7 @@ def calls() -> list[Callable[[], Any]]:
         ple.concat(f(4, 1536), f(4, 1536), bf16)
 
     def mixture() -> None:
-        for n in (8, 64):
+        for n in (8, 64, 2048):
             x = t(n, 2816)
             ids, weights, plan = moe_plan.route_and_plan(f(1, n, 128), 8, f(128))
             gate_up, down = t(128, 1408, 2816), t(128, 2816, 704)

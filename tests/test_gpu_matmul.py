@@ -68,24 +68,35 @@ def test_parts_added_inside_are_the_same_bits() -> None:
 CUTS = [  # rows of x, rows of the weight, split, gated
     (16, 100, 2, False),
     (17, 100, 2, False),
-    (64, 100, 2, True),
-    (65, 100, 1, True),
+    (96, 100, 2, True),
+    (97, 100, 1, True),
     (129, 100, 1, True),
-    (65, 100, 2, False),
-    (65, 128 * 300, 2, False),
-    (65, 128 * 300, 1, False),
+    (97, 100, 2, False),
+    (97, 128 * 300, 2, False),
+    (97, 128 * 300, 1, False),
 ]
 
 
 def test_every_cut_of_a_call_is_met() -> None:
     cuts = [launch_of(n, Tile(64, 128, split, 4), rows, gated) for n, rows, split, gated in CUTS]
     assert [c.inside for c in cuts] == [False] * 6 + [True, False]
-    assert len({c._replace(r=0) for c in cuts[:5]}) == 4  # 17 and 64 rows differ in width alone
+    assert len({c._replace(r=0, more=0) for c in cuts[:5]}) == 4  # 17 and 96 rows differ in width alone
     assert len(set(cuts[5:])) == 3
 
 
+@pytest.mark.parametrize("n", range(1, 400, 7))
+def test_a_tile_is_wide_enough_and_hardly_wider(n: int) -> None:
+    r, more = matmul.width_of(n)
+    assert r & (r - 1) == more & (more - 1) == 0
+    if n <= matmul.WIDTHS[-1]:
+        assert n <= r + more <= max(16, 2 * n, 128)
+        assert r + more - n < max(16, 0.32 * (r + more))
+    else:
+        assert (r, more) == (matmul.MAX_ROWS, 0)
+
+
 @pytest.mark.parametrize("split", [1, 2])
-@pytest.mark.parametrize("n", [65, 70, 130])
+@pytest.mark.parametrize("n", [97, 130, 200])
 def test_linear_with_enough_blocks(n: int, split: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "ENOUGH_BLOCKS", 2)
     x, w, tile = randn(n, 48), randn(150, 48, seed=1), Tile(64, 32, split, 2)
@@ -93,14 +104,46 @@ def test_linear_with_enough_blocks(n: int, split: int, monkeypatch: pytest.Monke
     assert error(total(matmul.linear(x, w, tile)), x @ w.T) < 1e-5
 
 
-@pytest.mark.parametrize("n", [1, 17, 70, 130])
+@pytest.mark.parametrize("n", [1, 17, 33, 70, 130, 200])
 def test_a_wider_call_changes_no_sum(n: int) -> None:
     """Steps of the sum may be shorter in a wide call, but must lie inside the steps of a narrow one."""
     for tile in (SMALL, Tile(64, 128, 3, 4), Tile(128, 256, 1, 3)):
         for rows in (100, 100_000):
             cut = launch_of(n, tile, rows)
             assert tile.bk % cut.bk == 0
-            assert cut.r >= min(n, matmul.MAX_ROWS)
+            assert cut.width >= min(n, matmul.MAX_ROWS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [24, 40, 80, 150])
+def test_a_tile_of_two_widths_has_the_bits_of_one(n: int, dtype: torch.dtype) -> None:
+    x, w = randn(n, 96, dtype=dtype), randn(100, 96, seed=1, dtype=dtype)
+    tile, (r, more) = Tile(64, 32, 2, 2), matmul.width_of(n)
+    wide = matmul.linear(x, w, tile, Launch(r, 64, 32, 2, 4, 0, more=more))
+    assert torch.equal(wide, matmul.linear(x, w, tile, Launch(128, 64, 32, 2, 4, 0)))
+    assert torch.equal(wide[:, -1:], matmul.linear(x[-1:], w, tile))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prompt_is_summed_in_one_go(dtype: torch.dtype) -> None:
+    x, w = randn(200, 2048, dtype=dtype), randn(100, 2048, seed=1, dtype=dtype)
+    assert len(matmul.linear(x, w)) > 1
+    parts = matmul.linear(x, w, whole=True)
+    assert len(parts) == 1
+    assert error(parts[0], x.float() @ w.float().T) < close(parts)
+    assert error(matmul.gated(x, w, whole=True), geglu(x, w)) < close(matmul.gated(x, w))
+
+
+@pytest.mark.parametrize("key", [key for key, row in TUNED.items() if "wide" in row])
+def test_a_measured_cut_changes_no_sum_and_fits(key: tuple[int, int, bool]) -> None:
+    tile = tile_of(*key)
+    for n in (17, 40, 64, 80, 96, 160, 161, 192, 300):
+        cut = matmul.cut_of(n, key)
+        assert tile.bk % cut.bk == 0
+        assert cut.width >= min(n, matmul.MAX_ROWS)
+        assert cut.stages * (cut.bn + cut.width) * cut.bk * 2 <= 227 << 10
+        assert not (cut.inside and (tile.split == 1 or key[2]))
+    assert matmul.cut_of(16, key).lines == tile.lines
 
 
 def test_the_tile_is_a_matter_of_the_weight() -> None:
@@ -115,8 +158,8 @@ def test_the_tile_is_a_matter_of_the_weight() -> None:
 
 @pytest.mark.parametrize("key", TUNED)
 def test_a_tuned_tile_fits_its_weight(key: tuple[int, int, bool]) -> None:
-    (rows, cols, gated), tile = key, Tile(*TUNED[key])
-    assert tile_of(*key) == tile
+    (rows, cols, gated), tile = key, tile_of(*key)
+    assert tile == Tile(*TUNED[key]["tile"])
     assert cols % tile.bk == 0
     assert tile.bk & (tile.bk - 1) == tile.bn & (tile.bn - 1) == 0
     part = part_of(cols, tile)

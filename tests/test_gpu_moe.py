@@ -107,7 +107,7 @@ def test_routes_do_not_depend_on_company(n: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["same", "different", "random"])
-@pytest.mark.parametrize(("n", "tile"), [(1, None), (16, None), (33, 16), (70, 32)])
+@pytest.mark.parametrize(("n", "tile"), [(1, None), (16, None), (33, 16), (70, 32), (70, 48), (200, 160)])
 def test_plan(kind: str, n: int, tile: int | None) -> None:
     ids = ids_of(kind, n)
     plan = moe.plan(ids, EXPERTS, tile)
@@ -157,7 +157,7 @@ def test_answers_do_not_depend_on_the_width_of_tiles(dtype: torch.dtype) -> None
     layer, ids = Layer(dtype), ids_of("random", 20)
     x = randn(20, HIDDEN, seed=5, dtype=dtype)
     sparse, parts = layer.both(x, x, ids, 16)
-    for tile in (32, 128):
+    for tile in (32, 48, 128, 160):
         wider_sparse, wider_parts = layer.both(x, x, ids, tile)
         assert torch.equal(wider_sparse, sparse)
         assert torch.equal(wider_parts, parts)

@@ -13,14 +13,13 @@ from paceline import roofline
 from paceline.advisor import cpu_memory
 from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import DrafterConfig, TextConfig
-from paceline.device.memory import MARGIN_BYTES, Need, rope_bytes
+from paceline.device.memory import MARGIN_BYTES, Need, largest_chunk, rope_bytes
 from paceline.errors import UsageError
 
 PRECISIONS: dict[str, float] = {"bf16": 16.0, "8 bit": 8.0, "4.5 bit": 4.5}
 """Bits of a weight, scales counted in: 4.5 is what 4-bit blocks of 32 weights with their scales take."""
 VECTOR_BYTES = 4
 DRAFTS = MAX_TENTATIVE - 1  # what a round may add to a cache beyond the text
-CHUNK = 2048  # rows of a prompt that pass at once
 GRAPH_BYTES = 256 << 20  # assumed: recorded rounds keep their own work space
 
 
@@ -136,7 +135,7 @@ def activation_bytes(config: TextConfig) -> float:
     """An estimate for a chunk of a prompt: residual, queries and the widest products of a layer, and fp32 logits."""
     widest = max(2 * c.intermediate + c.heads * c.head_dim for c in config.layers)
     experts = config.experts.active * 2 * config.experts.intermediate if config.experts else 0
-    return 2.0 * CHUNK * (4 * config.hidden + widest + experts) + 16 * 4 * config.vocab
+    return 2.0 * largest_chunk(config) * (4 * config.hidden + widest + experts) + 16 * 4 * config.vocab
 
 
 def fits(found: Plan, room: float) -> float:

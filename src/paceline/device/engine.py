@@ -18,6 +18,7 @@ from torch import Tensor
 from paceline.control.auto import Plan
 from paceline.control.policy import Served
 from paceline.device.graphs import Graphs, split_prompt
+from paceline.device.memory import largest_chunk
 from paceline.device.pilot import Pilot, Seat
 from paceline.device.round import DeviceModel, Shape
 from paceline.errors import UsageError
@@ -177,7 +178,7 @@ class DeviceEngine:
     def _prefill(self, request: Request, place: int) -> Tensor:
         """Reads the prompt in parts: the last token's hidden state [1, D]."""
         ids, start = torch.tensor(request.prompt, dtype=torch.int64), 0
-        for size in split_prompt(len(ids)):
+        for size in split_prompt(len(ids), largest_chunk(self.model.target.config)):
             last = start + size == len(ids)
             hidden = self.graphs.chunk(ids[start : start + size], start, place, int(last))
             start += size

@@ -83,7 +83,7 @@ class Graphs:
         return graph, out if out is not None else torch.empty(0)
 
 
-CHUNKS = (16, 64, 128, 256, 512, 1024, 1536, 2048)
+CHUNKS = (16, 64, 128, 256, 512, 1024, 1536, 2048, 4096)
 """Sizes a prompt's parts are padded to."""
 
 
@@ -92,7 +92,13 @@ def chunk_size(count: int) -> int:
     return next(size for size in CHUNKS if size >= count)
 
 
-def split_prompt(length: int) -> list[int]:
-    """Lengths of a prompt's parts, a function of its length alone. Whole parts last: only the first is padded."""
-    rest = length % CHUNKS[-1]
-    return [rest] * (rest > 0) + [CHUNKS[-1]] * (length // CHUNKS[-1])
+def split_prompt(length: int, most: int) -> list[int]:
+    """Lengths of a prompt's parts, a function of its length alone, none above `most`.
+
+    Whole parts of the two greatest sizes come last: only the first is padded.
+    """
+    parts, rest = list[int](), length
+    for size in [size for size in reversed(CHUNKS) if size <= most][:2]:
+        parts = [size] * (rest // size) + parts
+        rest %= size
+    return [rest] * (rest > 0) + parts

@@ -55,6 +55,11 @@ def rope_bytes(config: TextConfig, context: int) -> int:
     return sum(2 * 4 * 2 * (context + MAX_TENTATIVE) * pairs for _, pairs, _ in rotated)
 
 
+def largest_chunk(config: TextConfig) -> int:
+    """Rows of a prompt that pass at once: more where they take little memory, since each pass reads all weights."""
+    return 4096 if config.hidden <= 3072 else 2048
+
+
 def held_bytes(headers: dict[str, Header], width: int) -> int:
     """Bytes of a checkpoint's weights on the device: matrices in numbers of `width` bytes, the rest as in `Plan`."""
 

@@ -147,7 +147,8 @@ class DeviceModel:
         firsts = {SLIDING: first, FULL: zero}
         reach = {kind: Reach(positions, firsts[kind], last, rope) for kind, rope in self.ropes.items()}
         cache = PassCache(self.cache, chunk.table, chunk.ring, self.cache.context, chunk=n)
-        return self._run(chunk.ids, reach, cache, wanted)
+        with self.target.ops.reading_prompt():  # type: ignore[attr-defined]
+            return self._run(chunk.ids, reach, cache, wanted)
 
     def first_token(self, hidden: Tensor, place: int, mode: str, rules: bool) -> Tensor:
         """The token int64 [1] that a prompt's last state [1, D] chooses for `place`, whose sequence is in place."""

@@ -6,6 +6,8 @@ feeds a matmul is kept in the weights' dtype, the residual stream in fp32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,7 +49,16 @@ class CudaOps(TorchOps):
 
     def __init__(self, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__(device)
-        self.dtype = dtype
+        self.dtype, self.prompt = dtype, False
+
+    @contextmanager
+    def reading_prompt(self) -> Iterator[None]:
+        """What is launched inside reads a part of a prompt."""
+        self.prompt = True
+        try:
+            yield
+        finally:
+            self.prompt = False
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> TorchMatrix:
         return TorchMatrix(rows, cols, self.dtype, self.device)
@@ -59,10 +70,13 @@ class CudaOps(TorchOps):
         return ple.embed(weight.tensor, ids, scale)
 
     def linear(self, x: Tensor, weight: TorchMatrix) -> Tensor:
-        return matmul.linear(x.to(weight.tensor.dtype), weight.tensor)
+        return matmul.linear(x.to(weight.tensor.dtype), weight.tensor, whole=self._whole(x))
 
     def gated(self, x: Tensor, gate_up: TorchMatrix) -> Tensor:
-        return matmul.gated(x, gate_up.tensor)
+        return matmul.gated(x, gate_up.tensor, whole=self._whole(x))
+
+    def _whole(self, x: Tensor) -> bool:
+        return self.prompt and len(x) > matmul.WIDTHS[-1]
 
     def concat(self, a: Tensor, b: Tensor) -> Tensor:
         return ple.concat(a, parts.total(b, self.dtype) if b.dim() == 3 else b, self.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
 
 FEW_ROWS = 16  # so many rows are routed and planned by a single program
-LEAST_TILE, MOST_TILE = 16, 128  # pairs in a tile: what one matrix instruction takes, and what registers hold
+LEAST_TILE, MOST_TILE = 16, 160  # pairs in a tile: what one matrix instruction takes, and what registers hold
 CHUNK = 64  # pairs placed by one program
 LOWEST = tl.constexpr(-(2**31))
 
@@ -59,7 +59,7 @@ def route_and_plan(parts: Tensor, active: int, expert_scale: Tensor) -> tuple[Te
 
 
 def plan(ids: Tensor, experts: int, tile: int | None = None) -> Plan:
-    """The tiles for ids [n, A]. A tile takes `tile` pairs, a power of two; the default follows from n."""
+    """The tiles for ids [n, A]. A tile takes `tile` pairs, one power of two or two; the default follows from n."""
     n, active = ids.shape
     tiles = _empty_plan(ids, experts, tile or tile_for(n * active, experts))
     block = 128 if n * active <= 128 else 1024

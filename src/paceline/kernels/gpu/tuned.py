@@ -1,15 +1,19 @@
-"""Tiles measured on the devices in benchmarks/results/cuda_tiles.json: (rows, cols, gated) -> Tile fields."""
+"""Tiles and cuts measured on the devices in benchmarks/results/cuda_tiles.json, by weight (rows, cols, gated).
+
+tile: fields of `matmul.Tile`. wide: for calls of more than 16 rows, (most rows, bn, bk, stages, warps, inside).
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
-def _read() -> dict[tuple[int, int, bool], tuple[int, ...]]:
+def _read() -> dict[tuple[int, int, bool], dict[str, Any]]:
     path = Path(__file__).with_name("tuned.json")
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return {(r["rows"], r["cols"], r["gated"]): tuple(r["tile"]) for r in rows}
+    return {(r["rows"], r["cols"], r["gated"]): r for r in rows}
 
 
 TUNED = _read()
