@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import resource
 import statistics
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from paceline.shapes import SHAPES, drafter_config, target_config
 from paceline.types import SamplingParams
 
 PROMPT = 4096
+CONTEXT, DRAFTS = 170, 4  # beside Transformers
 
 
 def matmul_rate(size: int = 8192) -> float:
@@ -144,13 +148,15 @@ def embedded(count: int = 48) -> dict[str, Any]:
 
 
 def transformers_rows(sizes: list[str], new: int = 16) -> list[dict[str, Any]]:
-    """Milliseconds a token of Transformers' generate beside ours, same random weights, greedy, one prompt."""
+    """Milliseconds a token of Transformers' generate beside ours, same random weights, greedy, one prompt.
+
+    With drafts nothing is accepted, here or there: a round brings one token.
+    """
     import transformers as tf
 
     rows = []
     for name in sizes:
-        ops = CudaOps()
-        plan = Plan(ops, lambda _: torch.bfloat16)
+        plan = Plan(CudaOps(), lambda _: torch.bfloat16)
         Target(target_config(name), plan)
         fill_random(plan, 0)
         config = tf.AutoConfig.for_model(**{"model_type": "gemma4_text", **SHAPES[name].target})
@@ -160,25 +166,72 @@ def transformers_rows(sizes: list[str], new: int = 16) -> list[dict[str, Any]]:
         missing = [key for key in state if key not in plan.places and key != "lm_head.weight"]
         for key, place in plan.places.items():
             state[key].copy_(place.read().reshape(state[key].shape))
-        theirs.eval()
-        prompt = torch.randint(0, 262144, (1, 170), device="cuda")
-        times = []
-        for _ in range(3):
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            out = theirs.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - begin) / (out.shape[1] - 170) * 1e3)
-        rows.append({"shape": name, "version": tf.__version__, "plain_ms_a_token": times, "missing": missing})
-        print("transformers", rows[-1], flush=True)
-        del theirs, plan, state
+        del plan, state
+        row = {"shape": name, "version": tf.__version__, "missing": missing, "drafts": DRAFTS}
+        row["plain_ms_a_token"] = call_ms(theirs.eval(), new, {})
+        try:
+            row["assisted_ms_a_token"] = call_ms(theirs, new, {"assistant_model": assistant_of(tf, name)})
+        except Exception as problem:
+            row["assisted_problem"] = repr(problem)[:300]
+        del theirs
         clean()
+        row |= our_ms(name)
+        rows.append(row)
+        print("transformers", rows[-1], flush=True)
     return rows
 
 
-def load(name: str = "12b") -> dict[str, Any]:
-    """A random checkpoint in the hub's layout, written to disk and loaded: seconds, and peak memory on the device."""
-    with tempfile.TemporaryDirectory() as room:
+def assistant_of(tf: Any, name: str) -> Any:
+    """Transformers' drafter of a size, with random weights, drafting DRAFTS tokens a round."""
+    raw = dict(SHAPES[name].assistant)
+    raw["text_config"] = raw["text_config"] | {"vocab_size_per_layer_input": 0}
+    config = tf.AutoConfig.for_model(**raw)
+    with torch.device("cuda"):
+        found = tf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    found.generation_config.num_assistant_tokens = DRAFTS
+    return found
+
+
+def call_ms(model: Any, new: int, more: dict[str, Any]) -> list[float]:
+    """Milliseconds a token of three calls."""
+    prompt, times = torch.randint(0, 262144, (1, CONTEXT), device="cuda"), []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        out = model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False, **more)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) / (out.shape[1] - CONTEXT) * 1e3)
+    return times
+
+
+def our_ms(name: str) -> dict[str, Any]:
+    """Milliseconds a token of our engine, host included, plain and with drafts of which none is kept."""
+    room = Room(places=1, context=1024)
+    engine = DeviceEngine(random_model(target_config(name), drafter_config(name), room, (0.0,) * 15))
+    found: dict[str, Any] = {}
+    for label, k in (("our_plain_ms_a_token", 0), ("our_assisted_ms_a_token", DRAFTS)):
+        found[label] = [ours_once(engine, k) for _ in range(4)][1:]
+    return found
+
+
+def ours_once(engine: DeviceEngine, k: int, new: int = 128) -> float:
+    """Milliseconds a token of one text, its prompt included."""
+    prompt = torch.randint(0, 262144, (CONTEXT,)).tolist()
+    request = Request(prompt, SamplingParams(max_tokens=new, ignore_eos=True), k, False)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    engine.submit(request)
+    while engine.busy:
+        engine.step()
+    return (time.perf_counter() - begin) / new * 1e3
+
+
+def load(name: str = "31b") -> dict[str, Any]:
+    """A random checkpoint in the hub's layout, in memory's file system, loaded: seconds, and peak memory on the device.
+
+    The files are in memory already when the clock starts, as they are on a warm disk.
+    """
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as room:
         folder = Path(room)
         (folder / "config.json").write_text(json.dumps(dict(SHAPES[name].target)), encoding="utf-8")
         write_random(name, folder)
@@ -199,22 +252,31 @@ def load(name: str = "12b") -> dict[str, Any]:
 
 
 def write_random(name: str, folder: Path) -> None:
-    """Shards of at most 4 GB with an index, made on the device tensor by tensor."""
+    """Shards of at most 4 GB with an index, written side by side."""
     plan = Plan(TorchOps("meta"), lambda _: torch.bfloat16)
     Target(target_config(name), plan)
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
     for key, place in plan.places.items():
-        tensor = torch.randn(place.shape, device="cuda", dtype=torch.bfloat16).mul_(0.02).cpu()
-        if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > 4 << 30:
+        if sum(2 * math.prod(shape) for shape in (*shards[-1].values(), place.shape)) > 4 << 30:
             shards.append({})
-        shards[-1][key] = tensor
+        shards[-1][key] = tuple(place.shape)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     index = {key: file for file, shard in zip(names, shards, strict=True) for key in shard}
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-    for file, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / file)
-        shard.clear()
+    with ProcessPoolExecutor(6, get_context("spawn")) as pool:
+        list(pool.map(write_shard, [folder / file for file in names], shards))
+
+
+def write_shard(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Random numbers that repeat every 16 million: to be read, not to be multiplied."""
+    torch.set_num_threads(2)
+    numbers = torch.randn(1 << 24).mul_(0.02).bfloat16()
+    tensors = {}
+    for key, shape in shapes.items():
+        size = math.prod(shape)
+        tensors[key] = numbers.repeat(-(-size // len(numbers)))[:size].clone().view(shape)
+    save_file(tensors, path)
 
 
 def clean() -> None:

@@ -18,7 +18,7 @@ from paceline.acceptance import PROFILES
 from paceline.bench import record as files
 from paceline.bench.shape import ShapeOptions, run_shape
 
-BATCHED = ("26b-a4b", "31b")
+BATCHED = {"26b-a4b": (2, 4, 8, 16, 32), "31b": (2, 4, 8, 16)}  # of 31B, 20 texts of this context fit 80 GB
 # Routers whose scores spread by 1 - x to 1 + x meet fewer distinct experts; how many is measured beside each time.
 OVERLAP = 0.6
 
@@ -30,16 +30,18 @@ def plans(name: str) -> dict[str, ShapeOptions]:
     def options(**chosen: Any) -> ShapeOptions:
         return ShapeOptions(shape=name, profile=profile, **chosen)
 
-    batches = (2, 4, 8, 16, 32) if name in BATCHED else (8, 16)
+    closely = name in BATCHED
     found = {
         "alone": options(ks=(0, 1, 2, 3, 4, 6, 8), tokens=400, kernels=True),
-        "batches": options(batches=batches, ks=(0, 2, 4), tokens=0),
+        "batches": options(
+            batches=BATCHED.get(name, (8, 16)), ks=(0, 1, 2, 3, 4, 6, 8) if closely else (0, 2, 4), tokens=0
+        ),
         "contexts": options(contexts=(1024, 8192), ks=(0, 4), tokens=0),
     }
     if name == "26b-a4b":
         found["overlap"] = options(ks=(0, 2, 3, 4, 8), tokens=400, skew=OVERLAP)
     if name in ("12b", "26b-a4b", "31b"):
-        found["int8 head"] = options(ks=(2, 4, 8), tokens=0, int8_head=True)
+        found["int8 head"] = options(batches=(1, 8, 16), ks=(2, 4, 6, 8), tokens=400, int8_head=True)
     return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,6 +76,7 @@ class Trial:
         self.prompts = [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in lengths]
         self.context = max(lengths) + new + 64
         self.plain: dict[str, list[list[int]]] = {}
+        self.keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None
 
     def engine(self, places: int, drafts: str, graphs: bool = True) -> DeviceEngine:
         room = Room(places=places, context=self.context)
@@ -144,6 +145,7 @@ def check(trial: Trial) -> list[dict[str, Any]]:
             "kept_per_round": round(kept, 3), "seconds": round(time.perf_counter() - begin, 2),
         }  # fmt: skip
         rows.append(row)
+        trial.keep(rows)  # the time may run out
         print(trial.name, *row.values(), flush=True)
 
     for law in ("greedy", "sampled"):
@@ -231,11 +233,11 @@ def library_matmul() -> Iterator[None]:
     """The negative control: matmuls whose arithmetic the library picks by row count."""
     linear, gated = matmul.linear, matmul.gated
 
-    def other_gated(x: Tensor, weight: Tensor, tile: Any = None) -> Tensor:
+    def other_gated(x: Tensor, weight: Tensor, **_: Any) -> Tensor:
         gate, up = F.linear(x, weight).chunk(2, -1)
         return F.gelu(gate, approximate="tanh") * up
 
-    matmul.linear = lambda x, weight, tile=None: F.linear(x, weight).float()[None]
+    matmul.linear = lambda x, weight, **_: F.linear(x, weight).float()[None]
     matmul.gated = other_gated
     try:
         yield
@@ -271,13 +273,19 @@ def main() -> None:
     }  # fmt: skip
     for name in options.sizes.split(","):
         trial = Trial(name, options.prompts, options.new, options.layers)
-        own = result["sizes"][name] = {"layers": trial.layers}
+        own = result["sizes"][name] = {"layers": trial.layers, "provenance": files.provenance()}
+
+        def keep(rows: list[dict[str, Any]], own: dict[str, Any] = own) -> None:
+            own["checks"] = rows
+            options.out.write_text(json.dumps(result, indent=1))
+
+        trial.keep = keep
         # Each step is kept as soon as it is done: the time may run out.
         for label, step in (
             ("logits", logits_rows),
             ("oracle", oracle),
-            ("checks", check),
             ("library_control", control),
+            ("checks", check),
         ):
             own[label] = step(trial)
             print(name, label, own[label] if label != "checks" else "", flush=True)

@@ -27,6 +27,7 @@ from paceline.kernels.gpu.parts import (
 from paceline.kernels.gpu.parts import total as total
 
 HEAD = {"num_warps": 1, "maxnreg": 128}  # a head fits one warp, whose sum needs no shared memory
+ROPE_ROWS = 4  # of a prompt that one program turns, one after another
 
 
 @triton.jit
@@ -189,10 +190,11 @@ def rope_write(
     kv = (width // dim - heads.queries) // (1 if heads.k_eq_v else 2)
     assert (kv == 0) == (view is None), "keys and values need a place, and queries alone have none"
     q = scratch((n, heads.queries, dim), qkv, dtype)
-    rope_write_kernel[width // dim, n](
+    each = ROPE_ROWS if view is not None and view.fresh is not None and n % ROPE_ROWS == 0 else 1
+    rope_write_kernel[width // dim, n // each](
         qkv, heads.q_norm, heads.k_norm, rope.cos, rope.sin, positions, q, *targets(view, n),
         qkv.stride(0), heads.queries, kv, *rope.cos.shape, heads.eps,
-        S=count, HALF=dim // 2, K_EQ_V=heads.k_eq_v, **options(**HEAD),
+        S=count, HALF=dim // 2, K_EQ_V=heads.k_eq_v, EACH=each, **options(**HEAD),
     )  # fmt: skip
     return q
 
@@ -213,11 +215,11 @@ def targets(view: CacheView | None, n: int) -> tuple[Tensor | None, Tensor | Non
 def rope_write_kernel(
     qkv, q_norm, k_norm, cos, sin, positions, q_out, keys, values, table, rows, page, pages,
     stride, queries, kv, length, rotated, eps,
-    S: tl.constexpr, HALF: tl.constexpr, K_EQ_V: tl.constexpr, PDL: tl.constexpr,
+    S: tl.constexpr, HALF: tl.constexpr, K_EQ_V: tl.constexpr, EACH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row: a query, a key or a value."""
+    """One head of EACH rows: a query, a key or a value."""
     let_next_start(PDL)
-    head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, first = tl.program_id(0), tl.program_id(1).to(tl.int64) * EACH
     is_query, is_key = head < queries, (head >= queries) & (head < queries + kv)
     pair = tl.arange(0, HALF)
     if is_query:
@@ -225,31 +227,33 @@ def rope_write_kernel(
     else:
         wa, wb = load(k_norm + pair, None), load(k_norm + HALF + pair, None)
     if PDL and head == 0:
-        prefetch_angles(cos, sin, positions + row, length, rotated, HALF, PDL)
+        prefetch_angles(cos, sin, positions + first, length, rotated, HALF, PDL)
     wait(PDL)
-    position = tl.load(positions + row).to(tl.int32)
-    issue_first(PDL)
-    x = qkv + (row * tl.num_programs(0) + head) * (2 * HALF)
-    a, b = sum_parts(x, stride, pair, None, S), sum_parts(x + HALF, stride, pair, None, S)
-    angle = tl.maximum(position, 0).to(tl.int64) * rotated + pair
-    c = tl.load(cos + angle, mask=pair < rotated, other=1.0)
-    s = tl.load(sin + angle, mask=pair < rotated, other=0.0)
-    slot = row
-    if table is not None:
-        slot = slot_of(table, tl.program_id(1) // rows, position, page, pages)
-    factor = tl.rsqrt(tl.sum(a * a + b * b, 0) / (2 * HALF) + eps)
-    a, b = a * factor, b * factor
-    na, nb = a * wa, b * wb
-    ta, tb = na * c - nb * s, nb * c + na * s
-    if is_query:
-        store_pair(q_out + (row * queries + head) * (2 * HALF), ta, tb, HALF)
-    elif keys is not None:
-        to = (slot * kv + (head - queries) % kv) * (2 * HALF)
-        stored = (table is None) | (position >= 0)
-        if stored & is_key:
-            store_pair(keys + to, ta, tb, HALF)
-        if stored & (K_EQ_V | (not is_key)):
-            store_pair(values + to, a, b, HALF)
+    for i in tl.static_range(EACH):
+        row = first + i
+        position = tl.load(positions + row).to(tl.int32)
+        issue_first(PDL)
+        x = qkv + (row * tl.num_programs(0) + head) * (2 * HALF)
+        a, b = sum_parts(x, stride, pair, None, S), sum_parts(x + HALF, stride, pair, None, S)
+        angle = tl.maximum(position, 0).to(tl.int64) * rotated + pair
+        c = tl.load(cos + angle, mask=pair < rotated, other=1.0)
+        s = tl.load(sin + angle, mask=pair < rotated, other=0.0)
+        slot = row
+        if table is not None:
+            slot = slot_of(table, tl.program_id(1) // rows, position, page, pages)
+        factor = tl.rsqrt(tl.sum(a * a + b * b, 0) / (2 * HALF) + eps)
+        a, b = a * factor, b * factor
+        na, nb = a * wa, b * wb
+        ta, tb = na * c - nb * s, nb * c + na * s
+        if is_query:
+            store_pair(q_out + (row * queries + head) * (2 * HALF), ta, tb, HALF)
+        elif keys is not None:
+            to = (slot * kv + (head - queries) % kv) * (2 * HALF)
+            stored = (table is None) | (position >= 0)
+            if stored & is_key:
+                store_pair(keys + to, ta, tb, HALF)
+            if stored & (K_EQ_V | (not is_key)):
+                store_pair(values + to, a, b, HALF)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scr
 
 FEW_ROWS = 16  # so many rows are routed and planned by a single program
 LEAST_TILE, MOST_TILE = 16, 160  # pairs in a tile: what one matrix instruction takes, and what registers hold
-CHUNK = 64  # pairs placed by one program
+CHUNK, MANY_PAIRS = 64, 16384  # pairs placed by one program, twice as many from that many pairs on
 LOWEST = tl.constexpr(-(2**31))
 
 
@@ -63,9 +63,10 @@ def plan(ids: Tensor, experts: int, tile: int | None = None) -> Plan:
     n, active = ids.shape
     tiles = _empty_plan(ids, experts, tile or tile_for(n * active, experts))
     block = 128 if n * active <= 128 else 1024
-    _plan[(cdiv(n * active, CHUNK),)](
+    chunk = CHUNK if n * active <= MANY_PAIRS else 2 * CHUNK
+    _plan[(cdiv(n * active, chunk),)](
         ids, *tiles, n * active,
-        E=pow2(experts, 16), R=tiles.pairs.shape[1], CHUNK=CHUNK, BLOCK=block, **options(num_warps=4),
+        E=pow2(experts, 16), R=tiles.pairs.shape[1], CHUNK=chunk, BLOCK=block, **options(num_warps=4),
     )  # fmt: skip
     return tiles
 
