@@ -155,6 +155,12 @@ def calls() -> list[Callable[[], Any]]:
                 fused.store_fresh(view, at)
         fused.rope_write(f(1, 2, heads * dim), split, rope, t(2, dtype=i64), None, bf16)
 
+    def prompts_in_fp32() -> None:
+        for dim in (256, 512):
+            kept, own, at = f(64, 1, dim), f(64, 1, dim), t(64, dtype=i64)
+            view = CacheView(kept, kept, t(1, 5, dtype=i32), 64, False, 256, (own, own))
+            prefill.prefill_attention(f(64, 8, dim), view, at, at, at)
+
     def per_layer() -> None:
         ple.embed(t(1000, 1536), t(4, dtype=i64), 2.0)
         mixed = ple.mix_ple(f(1, 4, 35 * 256), f(4, 35 * 256), f(256), 0.1, eps)
@@ -198,7 +204,7 @@ def calls() -> list[Callable[[], Any]]:
         accept.draft_rows(sequences, 0, 512, 3)
         fused.chunk_ranges(t(1, dtype=i32), 64, t(1, dtype=i32), 512)
 
-    return [linears, norms, layers, per_layer, mixture, choices, ruled, rounds]
+    return [linears, norms, layers, prompts_in_fp32, per_layer, mixture, choices, ruled, rounds]
 
 
 if __name__ == "__main__":

@@ -196,12 +196,13 @@ def test_rope_write(dim: int, rotated: int, k_eq_v: bool, layout: tuple[Any, int
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k_eq_v", [False, True])
-def test_a_chunk_keeps_its_keys_beside_the_cache(k_eq_v: bool, dtype: torch.dtype) -> None:
-    dim, n = 16, 5
+@pytest.mark.parametrize("n", [5, 2 * fused.ROPE_ROWS])  # a program takes one row, or several
+def test_a_chunk_keeps_its_keys_beside_the_cache(n: int, k_eq_v: bool, dtype: torch.dtype) -> None:
+    dim = 16
     heads, rope = make_heads(dim, 3, k_eq_v), make_rope(dim, 4)
     view = make_view([[0, 1, 2]], 4, (1, dim), dtype)
     fresh = tuple(torch.full((n, 1, dim), math.nan, dtype=dtype, device=DEVICE) for _ in range(2))
-    parts, positions = randn(2, n, (4 if k_eq_v else 5) * dim), ints([-1, -1, 6, 7, 8])
+    parts, positions = randn(2, n, (4 if k_eq_v else 5) * dim), ints([-1, -1, *range(6, 4 + n)])
     q = fused.rope_write(parts, heads, rope, positions, view._replace(fresh=fresh), dtype)
     assert (view.keys == 7).all()
     assert all(torch.isfinite(t).all() for t in (q, *fresh))

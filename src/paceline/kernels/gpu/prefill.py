@@ -25,8 +25,13 @@ class Blocking(NamedTuple):
     stages: int
 
 
-def blocking(dim: int) -> Blocking:
-    """The accumulator [rows, dim] takes half of the registers, and rows, keys and values together fit shared memory."""
+def blocking(dim: int, width: int = 2) -> Blocking:
+    """The accumulator [rows, dim] takes half of the registers, and rows, keys and values together fit shared memory.
+
+    width: bytes of a number.
+    """
+    if width == 4:
+        return Blocking(32, 16, 256, 8, 2)
     if pdl():
         return Blocking(128, 32, 256, 8, 2 if dim > 256 else 3)
     return Blocking(32, 32, 256, 8 if dim > 256 else 4, 2)
@@ -41,7 +46,7 @@ def prefill_attention(
     chunk that starts a prompt, and have negative ones. last[r] is at most the row's own position. What lies before the
     chunk is read from the cache.
     """
-    return blocked(q, view, (positions, first, last), blocking(q.shape[2])).flatten(1)
+    return blocked(q, view, (positions, first, last), blocking(q.shape[2], q.element_size())).flatten(1)
 
 
 def blocked(
