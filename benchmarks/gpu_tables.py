@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = ("matmul", "gated matmul", "experts", "LM head", "attention", "norm", "rope and cache", "routing", "gaps")
 NAMES = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b-a4b": "26B-A4B", "31b": "31B"}
 
@@ -103,6 +106,31 @@ def batches_table(table: Table, record: Record) -> str:
     return table(("", "batch", "plain, ms", "k = 4, ms", "experts met, plain", "tokens/s plain", "best k"), rows)
 
 
+def beside_table(table: Table, record: Record) -> str:
+    """Round times beside another engine's on the same kind of machine, and beside what was aimed at."""
+    anchors = json.loads((RESULTS / "anchors_h100.json").read_text(encoding="utf-8"))["sizes"]
+    rows = []
+    for name, runs in record["sizes"].items():
+        for k, batch in ((k, batch) for k in (0, 2, 4, 8) for batch in (1, 8, 16)):
+            own = found_row(runs, batch, k)
+            vllm, aim = (anchors[name][kind].get(str(k), {}).get(str(batch)) for kind in ("vllm", "aim"))
+            if own and (vllm or aim):
+                int8 = row_of(runs["int8 head"], batch, k) if "int8 head" in runs else None
+                rows.append((
+                    NAMES[name], str(k), str(batch), f"{own['ms']:.2f}", f"{int8['ms']:.2f}" if int8 else "",
+                    f"{aim:.2f}" if aim else "", f"{vllm:.2f}" if vllm else "",
+                    f"{vllm / own['ms']:.2f}x" if vllm else "",
+                ))  # fmt: skip
+    columns = ("", "k", "batch", "round, ms", "with int8 drafter head", "aim", "vLLM 0.25.1", "vLLM over ours")
+    return table(columns, rows)
+
+
+def found_row(runs: Record, batch: int, k: int) -> Record | None:
+    """The row of a setting among the plans that take the sizes as they are."""
+    found = (row_of(runs[label], batch, k) for label in ("alone", "batches") if label in runs)
+    return next((row for row in found if row), None)
+
+
 def kernels_table(table: Table, record: Record) -> str:
     """Where a plain round at batch 1 spends its time, by class of kernel, and the gaps between kernels."""
     rows, classes = [], CLASSES
@@ -115,6 +143,17 @@ def kernels_table(table: Table, record: Record) -> str:
             launches = sum(seen["launches"] for seen in spent.values())
             rows.append((NAMES[name], f"{launches:.0f}", *(f"{part:.0%}" for part in parts)))
     return table(("", "launches", *classes), rows)
+
+
+def overlap_table(table: Table, record: Record) -> str:
+    """26B-A4B at batch 1 with routers that route uniformly, and with routers that favour some experts."""
+    runs, rows = record["sizes"]["26b-a4b"], []
+    for row in runs["overlap"]["rows"]:
+        even = row_of(runs["alone"], 1, row["k"])
+        assert even is not None
+        rows.append((str(row["k"]), f"{even['distinct_experts']:.1f}", f"{even['ms']:.2f}", f"{rate(even):.0f}",
+                     f"{row['distinct_experts']:.1f}", f"{row['ms']:.2f}", f"{rate(row):.0f}"))  # fmt: skip
+    return table(("k", "experts, uniform", "ms", "tokens/s", "experts, skewed", "ms", "tokens/s"), rows)
 
 
 def same_table(table: Table) -> Callable[[Record], str]:
@@ -155,9 +194,36 @@ def extras_table(table: Table) -> Callable[[Record], str]:
         ]  # fmt: skip
         rate = record["ttft"][0]["matmul_rate"] / 1e12
         columns = ("", "prompt tokens", "first token, ms", "TFLOP", f"over its FLOP at 60% of {rate:.0f} TFLOP/s")
-        return table(columns, rows)
+        more = [left_over(record), loading(record)]
+        return "\n\n".join([table(columns, rows), *(text for text in more if text)])
 
     return show
+
+
+def left_over(record: Record) -> str:
+    """Memory before and after a long run, in a sentence."""
+    if "long" not in record:
+        return ""
+    run = record["long"]
+    grown = (run["after"]["device_reserved"] - run["before"]["device_reserved"]) / 1e6
+    host = (run["after"]["host_peak_kib"] - run["before"]["host_peak_kib"]) / 1024
+    return (
+        f"{run['rounds']:,} rounds of {NAMES[run['shape']]}: the device's memory grew by {grown:.0f} MB, the host's"
+        f" peak by {host:.1f} MiB."
+    )
+
+
+def loading(record: Record) -> str:
+    """Loading a large checkpoint, in a sentence."""
+    if "load" not in record:
+        return ""
+    run = record["load"]
+    over = (run["peak_after_bytes"] - run["stored_bytes"] - run["cache_bytes"]) / 2**30
+    return (
+        f"A {NAMES[run['shape']]} checkpoint ({run['stored_bytes'] / 1e9:.1f} GB, random numbers, its files in memory):"
+        f" loaded in {run['load_s']:.1f} s, first token after {run['first_token_s']:.1f} s from a cold compiler cache;"
+        f" peak memory is weights + cache + {over:.2f} GiB."
+    )
 
 
 def extras_line(record: Record) -> str:
@@ -195,6 +261,8 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
     return {
         "paceline-cuda-rounds/1": (rounds_table(table), rounds_line),
         "paceline-cuda-batches/1": (lambda record: batches_table(table, record), rounds_line),
+        "paceline-cuda-beside/1": (lambda record: beside_table(table, record), rounds_line),
+        "paceline-cuda-overlap/1": (lambda record: overlap_table(table, record), rounds_line),
         "paceline-cuda-kernels/1": (lambda record: kernels_table(table, record), rounds_line),
         "paceline-cuda-same-text/1": (same_table(table), same_line),
         "paceline-cuda-extras/1": (extras_table(table), extras_line),

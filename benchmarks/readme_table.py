@@ -27,9 +27,10 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figures:([\w-]+?)(\.line)? -->)(.*?)(<!-- /figures -->)", re.DOTALL)
 Record = dict[str, Any]
 SOURCES = {"headline": "embedded_cpu", "transformers": "vs_transformers", "cuda_batches": "cuda_rounds",
-           "cuda_kernels": "cuda_rounds"}  # fmt: skip
+           "cuda_kernels": "cuda_rounds", "cuda_beside": "cuda_rounds", "cuda_overlap": "cuda_rounds"}  # fmt: skip
 # A second table of a record that already has one.
-OTHER_VIEWS = {"cuda_batches": "paceline-cuda-batches/1", "cuda_kernels": "paceline-cuda-kernels/1"}
+OTHER_VIEWS = {name: f"paceline-{name.replace('_', '-')}/1"
+               for name in ("cuda_batches", "cuda_kernels", "cuda_beside", "cuda_overlap")}  # fmt: skip
 SHOWN_ROWS = (1, 5)  # plain decoding, and verification with the usual four drafts
 ARM_NAMES = {
     "paceline": "Paceline",
