@@ -1,6 +1,6 @@
 """What a user of the GPU engine meets besides round times: time to first token, long runs, real text, Transformers.
 
-    python benchmarks/cuda_extras.py --out benchmarks/results/cuda_extras.json --parts ttft,long,embedded,transformers
+    python benchmarks/cuda_extras.py --out benchmarks/results/cuda_extras.json --parts ttft,long,embedded
 
 Sizes run with random weights; the embedded pair is the trained miniature, on its real prompts.
 """
@@ -18,8 +18,10 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,7 +34,6 @@ from paceline.bench.rounds import RoundTimer, Setting
 from paceline.bench.shape import copy_bandwidth
 from paceline.device.build import Room, random_model
 from paceline.device.engine import DeviceEngine, Request, Ticket
-from paceline.kernels.cuda import CudaOps
 from paceline.kernels.reference import TorchOps
 from paceline.llm import LLM
 from paceline.models.gemma4 import Target
@@ -147,38 +148,49 @@ def embedded(count: int = 48) -> dict[str, Any]:
     return found
 
 
-def transformers_rows(sizes: list[str], new: int = 16) -> list[dict[str, Any]]:
+def transformers_row(name: str, new: int = 16) -> dict[str, Any]:
     """Milliseconds a token of Transformers' generate beside ours, same random weights, greedy, one prompt.
 
     With drafts nothing is accepted, here or there: a round brings one token.
     """
     import transformers as tf
 
-    rows = []
-    for name in sizes:
-        plan = Plan(CudaOps(), lambda _: torch.bfloat16)
-        Target(target_config(name), plan)
-        fill_random(plan, 0)
-        config = tf.AutoConfig.for_model(**{"model_type": "gemma4_text", **SHAPES[name].target})
-        with torch.device("cuda"):
-            theirs = tf.Gemma4ForCausalLM._from_config(config, dtype=torch.bfloat16)
-        state = theirs.state_dict()
-        missing = [key for key in state if key not in plan.places and key != "lm_head.weight"]
-        for key, place in plan.places.items():
-            state[key].copy_(place.read().reshape(state[key].shape))
-        del plan, state
-        row = {"shape": name, "version": tf.__version__, "missing": missing, "drafts": DRAFTS}
-        row["plain_ms_a_token"] = call_ms(theirs.eval(), new, {})
-        try:
-            row["assisted_ms_a_token"] = call_ms(theirs, new, {"assistant_model": assistant_of(tf, name)})
-        except Exception as problem:
-            row["assisted_problem"] = repr(problem)[:300]
-        del theirs
-        clean()
-        row |= our_ms(name)
-        rows.append(row)
-        print("transformers", rows[-1], flush=True)
-    return rows
+    config = tf.AutoConfig.for_model(**{"model_type": "gemma4_text", **SHAPES[name].target})
+    with torch.device("cuda"):
+        theirs = tf.Gemma4ForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
+    row = {"shape": name, "version": tf.__version__, "missing": fill_theirs(theirs, name), "drafts": DRAFTS}
+    row["plain_ms_a_token"] = call_ms(theirs, new, {})
+    try:
+        row["assisted_ms_a_token"] = call_ms(theirs, new, {"assistant_model": assistant_of(tf, name)})
+    except Exception as problem:
+        row["assisted_problem"] = repr(problem)[:300]
+    del theirs
+    clean()
+    row |= our_ms(name)
+    print("transformers", row, flush=True)
+    return row
+
+
+class Into:
+    """A place of a weight in somebody else's model, as `fill_random` fills them."""
+
+    def __init__(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+        self.tensor, self.shape = tensor.view(shape), shape
+
+    def write(self, values: torch.Tensor, start: int) -> None:
+        """Rows from `start` on."""
+        self.tensor[start : start + len(values)].copy_(values)
+
+
+def fill_theirs(model: Any, name: str) -> list[str]:
+    """Gives a model of Transformers the very weights that ours has at seed 0; the names that got none."""
+    plan, state = Plan(TorchOps("meta"), lambda _: torch.bfloat16), model.state_dict()
+    Target(target_config(name), plan)
+    places = {key: Into(state[key], tuple(place.shape)) for key, place in plan.places.items()}
+    like = next(iter(state.values()))
+    held = [SimpleNamespace(tensor=like)]  # where the numbers are made
+    fill_random(SimpleNamespace(places=places, dtype_of=lambda _: torch.bfloat16, matrices=held), 0)  # type: ignore[arg-type]
+    return [key for key in state if key not in places and key != "lm_head.weight"]
 
 
 def assistant_of(tf: Any, name: str) -> Any:
@@ -287,11 +299,11 @@ def clean() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default="embedded,ttft,long,transformers")
+    parser.add_argument("--parts", default="embedded,ttft,long,transformers-e2b,transformers-26b-a4b,load")
     options = parser.parse_args()
     parts: dict[str, Callable[[], Any]] = {
         "embedded": embedded, "ttft": lambda: ttft(["e2b", "26b-a4b", "31b"]), "long": long_run,
-        "transformers": lambda: transformers_rows(["e2b", "26b-a4b"]), "load": load,
+        "load": load, **{f"transformers-{name}": partial(transformers_row, name) for name in ("e2b", "26b-a4b")},
     }  # fmt: skip
     result: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
     result |= {

@@ -209,10 +209,21 @@ def compile_cuts(part: int, parts: int, many: list[int]) -> None:
 
 
 def adopt(path: Path) -> None:
-    """Writes the fastest tiles where the kernels look for them."""
-    found = json.loads(path.read_text(encoding="utf-8"))["tiles"]
-    lines = [json.dumps({key: row[key] for key in ("rows", "cols", "gated", "tile")}) for row in found]
-    files.write_text(TUNED, "[\n" + ",\n".join(lines) + "\n]\n")
+    """Writes the fastest tiles, and the fastest cuts of wide calls, where the kernels look for them."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    found = {weight_of(row): {key: row[key] for key in ("rows", "cols", "gated", "tile")} for row in record["tiles"]}
+    for row in record["wide"]:
+        r, more = mm.width_of(row["n"])
+        if r + more >= row["n"]:  # not of a prompt, whose cut is a rule
+            _us, _r, bn, bk, stages, warps, _lines, inside, _more = row["tried"][0]
+            wide = found[weight_of(row)].setdefault("wide", [])
+            wide.append([r + more, bn, bk, stages, warps, int(inside)])
+    files.write_text(TUNED, "[\n" + ",\n".join(json.dumps(row) for row in found.values()) + "\n]\n")
+
+
+def weight_of(row: dict[str, Any]) -> Weight:
+    """Which weight a row of a record is about."""
+    return row["rows"], row["cols"], row["gated"]
 
 
 def main() -> None:
