@@ -200,6 +200,28 @@ def extras_table(table: Table) -> Callable[[Record], str]:
     return show
 
 
+def prompt_table(table: Table) -> Callable[[Record], str]:
+    """Where a chunk of a prompt spends its time, before prompts got cuts of their own and after."""
+
+    def show(record: Record) -> str:
+        rows = []
+        for label in ("before", "after"):
+            for run in record[label]:
+                spent = {name: seen["us"] for name, seen in run["classes"].items()}
+                shares = (f"{spent.get(name, 0.0) / 1e3:.1f}" for name in CLASSES)
+                rate = run["tflop"] / (run["second_ms"] * 1e-3)
+                rows.append((NAMES[run["shape"]], label, f"{run['second_ms']:.1f}", f"{rate:.0f}", *shares))
+        return table(("", "", "second chunk of 2048, ms", "TFLOP/s", *CLASSES), rows)
+
+    return show
+
+
+def prompt_line(record: Record) -> str:
+    """What prompts of the two sizes gained, in a sentence."""
+    pairs = zip(record["before"], record["after"], strict=True)
+    return ", ".join(f"{NAMES[a['shape']]} {a['second_ms'] / b['second_ms']:.2f}x" for a, b in pairs)
+
+
 def left_over(record: Record) -> str:
     """Memory before and after a long run, in a sentence."""
     if "long" not in record:
@@ -266,5 +288,6 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
         "paceline-cuda-kernels/1": (lambda record: kernels_table(table, record), rounds_line),
         "paceline-cuda-same-text/1": (same_table(table), same_line),
         "paceline-cuda-extras/1": (extras_table(table), extras_line),
+        "paceline-cuda-prefill/1": (prompt_table(table), prompt_line),
         "paceline-draft-head/1": (head_table(table), head_line),
     }
