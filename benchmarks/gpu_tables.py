@@ -243,7 +243,7 @@ def loading(record: Record) -> str:
     over = (run["peak_after_bytes"] - run["stored_bytes"] - run["cache_bytes"]) / 2**30
     return (
         f"A {NAMES[run['shape']]} checkpoint ({run['stored_bytes'] / 1e9:.1f} GB, random numbers, its files in memory):"
-        f" loaded in {run['load_s']:.1f} s, first token after {run['first_token_s']:.1f} s from a cold compiler cache;"
+        f" loaded in {run['load_s']:.1f} s, first token after {run['first_token_s']:.1f} s, kernels compiled before;"
         f" peak memory is weights + cache + {over:.2f} GiB."
     )
 

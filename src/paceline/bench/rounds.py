@@ -15,8 +15,8 @@ ENDLESS = 1 << 30
 # A kernel's class, by what its name begins with; the first that fits.
 CLASSES = {
     "matmul": ("_linear",), "gated matmul": ("_gated_dense", "_gated"), "experts": ("_down",), "LM head": ("_head",),
-    "attention": ("attend", "combine", "_prefill"), "routing": ("_route", "_plan"),
     "norm": ("add_norm", "norms", "enter", "combine_kernel"), "rope and cache": ("rope", "store_fresh"),
+    "attention": ("attend", "combine", "_prefill"), "routing": ("_route", "_plan"),
     "choose": ("_pick", "_row_best", "_tile_best", "_choose", "_survey", "_best_clusters", "_gather", "_nucleus"),
     "bookkeeping": ("_accept", "_verify", "_draft", "embed", "concat", "total", "mix_ple", "gate_ple"),
 }  # fmt: skip
