@@ -27,8 +27,9 @@ from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
 from paceline.device import graphs
 from paceline.device.drafters import MtpDraft
-from paceline.device.engine import DeviceEngine, Request
+from paceline.device.engine import DeviceEngine
 from paceline.device.pilot import Pilot
+from paceline.device.request import Request
 from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer

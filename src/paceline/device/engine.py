@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from paceline.control.auto import Plan
 from paceline.control.policy import Served
-from paceline.device.graphs import Graphs, split_prompt
-from paceline.device.pilot import Pilot, Seat
-from paceline.device.round import DeviceModel, Shape
+from paceline.device.graphs import Graphs
+from paceline.device.hosted import Host
+from paceline.device.pilot import Pilot
+from paceline.device.request import Request
+from paceline.device.round import DeviceModel, Shape, span_of
 from paceline.errors import UsageError
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
 from paceline.kernels.gpu.launch import pow2
@@ -27,40 +27,7 @@ from paceline.kernels.gpu.rows import mode_of, rows_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
-from paceline.steering import LONGEST
-from paceline.types import AUTO, DraftLength, SamplingParams
-
-NUMBERS = count(1)  # names of requests
-SPANS = (1024, 4096, 16384, 65536, 262144)
-
-
-@dataclass(eq=False)
-class Request:
-    """One text to generate, drafting at most k tokens a round, or what pays. `rounds`: what is known of it so far."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    k: DraftLength
-    stop_ids: bool = True
-    rounds: deque[Round] = field(default_factory=deque)
-    emitted: int = 0
-    finished: bool = False
-    name: str = field(default_factory=lambda: f"{next(NUMBERS)}")
-
-    @property
-    def most(self) -> int:
-        """The longest draft that a round may make for it."""
-        return LONGEST if self.k == AUTO else self.k
-
-    @property
-    def tokens(self) -> int:
-        """Most tokens its cache must hold: a last round may write k beyond the end."""
-        return len(self.prompt) + self.params.max_tokens + self.most
-
-    @property
-    def seat(self) -> Seat:
-        """What the choice of draft lengths knows of it."""
-        return Seat(self.name, len(self.prompt) + self.emitted, self.k == AUTO)
+from paceline.types import AUTO
 
 
 class Ticket:
@@ -110,14 +77,18 @@ class DeviceEngine:
         self.waiting: deque[Request] = deque()
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
-        self.least_batch = 1
+        self.least_batch, self.hosting = 1, False
+        self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
     def submit(self, request: Request) -> None:
         """Queues a request; `step` serves it."""
         self.waiting.append(request)
 
     def step(self) -> list[Request]:
-        """Seats who fits, launches a round, reads what came before it. Returns the requests that got tokens."""
+        """Seats who fits, launches a round, reads what came before it, then serves those whose tokens the host chooses.
+
+        Returns the requests that got tokens, and those that failed.
+        """
         while self.waiting and self._seat(self.waiting[0]):
             self.waiting.popleft()
         if self.seated:
@@ -125,18 +96,21 @@ class DeviceEngine:
         changed = list[Request]()
         while len(self.pending) > bool(self.seated):  # all but the newest, and that too once nobody is seated
             changed += (request for request in self._read() if request not in changed)
-        return changed
+        hosted = self.host.rounds()
+        self.hosting = bool(hosted)
+        return changed + hosted
 
     @property
     def busy(self) -> bool:
         """Whether anything is waiting, running or unread."""
-        return bool(self.waiting or self.seated or self.pending)
+        return bool(self.waiting or self.seated or self.pending or self.host.texts)
 
     def cancel(self, request: Request) -> None:
         """Ends a text from the host's side, a stop string for instance."""
         for place, seated in list(self.seated.items()):
             if seated is request:
                 self._leave(place)
+        self.host.leave(request)
         if request in self.waiting:
             self.waiting.remove(request)
         request.finished = True
@@ -144,13 +118,16 @@ class DeviceEngine:
     # ---- seats ------------------------------------------------------------------------------------------------------
 
     def _seat(self, request: Request) -> bool:
-        free = next((p for p in range(self.model.cache.places) if p not in self.seated), None)
-        if free is None or not self.model.cache.can_hold(request.tokens):
+        cache = self.model.cache
+        free = [place for place in range(cache.places) if place not in cache.held]
+        if not free or not cache.can_hold(request.tokens):
             return False
-        self.model.cache.reserve(free, request.tokens)
-        self.seated[free] = request
-        hidden = self._prefill(request, free)
-        self._begin(request, free, hidden)
+        if request.hosted:
+            self.host.seat(request, free[-1])  # the last: a batch's round runs over all places up to its own last
+            return True
+        cache.reserve(free[0], request.tokens)
+        self.seated[free[0]] = request
+        self._begin(request, free[0], self.graphs.prompt(request.prompt, cache.where(free[0])))
         return True
 
     def _leave(self, place: int) -> None:
@@ -173,15 +150,6 @@ class DeviceEngine:
         self.model.places.sequences.length[place] = 0
 
     # ---- a request's beginning --------------------------------------------------------------------------------------
-
-    def _prefill(self, request: Request, place: int) -> Tensor:
-        """Reads the prompt in parts: the last token's hidden state [1, D]."""
-        ids, start = torch.tensor(request.prompt, dtype=torch.int64), 0
-        for size in split_prompt(len(ids)):
-            last = start + size == len(ids)
-            hidden = self.graphs.chunk(ids[start : start + size], start, place, int(last))
-            start += size
-        return hidden
 
     def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
         """The first token, chosen like every other, and the state the rounds go on from."""
@@ -223,11 +191,11 @@ class DeviceEngine:
     def _launch(self) -> None:
         k, plan = self._draft_length()
         shape = self._shape(k)
-        captured = not self.graphs.enabled or shape in self.graphs.rounds
+        captured = not self.graphs.enabled or shape in self.graphs.kept
         self.graphs.round(shape)
         ticket = Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k)
         # The first of a shape waits for its graph, which says nothing of rounds to come.
-        ticket.plan, ticket.timed = plan, captured
+        ticket.plan, ticket.timed = plan, captured and not self.hosting
         self.pending.append(ticket)
 
     def _draft_length(self) -> tuple[int, Plan | None]:
@@ -252,7 +220,7 @@ class DeviceEngine:
             k=k,
             mode=mode_of([r.params for r in requests]),
             rules=any(reshapes(r.params) for r in requests),
-            span=min(self.model.cache.context, next((span for span in SPANS if span >= reach), reach)),
+            span=span_of(reach, self.model.cache.context),
         )
 
     def _read(self) -> list[Request]:

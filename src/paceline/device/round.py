@@ -35,6 +35,14 @@ class Shape(NamedTuple):
     rules: bool = False
 
 
+SPANS = (1024, 4096, 16384, 65536, 262144)
+
+
+def span_of(reach: int, context: int) -> int:
+    """The least span that is captured for positions below `reach`, of which a sequence has `context`."""
+    return min(context, next((span for span in SPANS if span >= reach), reach))
+
+
 @dataclass
 class Places:
     """Everything the device knows of every place of a batch; the host writes it only between rounds.
@@ -106,8 +114,7 @@ class DeviceModel:
         places, cache = self._idle(shape) if rehearsal else self._live(shape)
         sequences, choice = places.sequences, self.choice(places, shape.mode, shape.rules)
         drafts = self.drafter.propose(sequences, cache, choice, shape.k) if self.drafter and shape.k else None
-        rows = verify_rows(sequences, drafts, self.window)
-        hidden = self._forward(rows, cache)
+        rows, hidden = self.verify(sequences, drafts, cache)
         chosen = choice.choose(self.target, hidden, rows.chosen_at, drafts)
         accept(sequences, drafts, chosen, hidden, self.ending, places.outcome)
         if choice.ruling is not None:
@@ -129,11 +136,15 @@ class DeviceModel:
             self.places.history = torch.zeros(count, self.target.config.vocab, dtype=torch.int32, device=like.device)
         return self.places.history
 
-    def _forward(self, rows: Rows, cache: PassCache) -> Tensor:
-        """Hidden states [n, D] of a verification's rows; their keys and values go into the cache."""
+    def verify(self, sequences: Sequences, drafts: Tensor | None, cache: PassCache) -> tuple[Rows, Tensor]:
+        """Rows of each sequence's last token and its drafts [k, B], and their hidden states [n, D].
+
+        Their keys and values go into the cache.
+        """
+        rows = verify_rows(sequences, drafts, self.window)
         firsts = {SLIDING: rows.first, FULL: rows.zero}
         reach = {kind: Reach(rows.positions, firsts[kind], rows.positions, rope) for kind, rope in self.ropes.items()}
-        return self._run(rows.ids, reach, cache, len(rows.ids))
+        return rows, self._run(rows.ids, reach, cache, len(rows.ids))
 
     def _run(self, ids: Tensor, reach: dict[str, Reach], cache: PassCache, wanted: int) -> Tensor:
         h = self.target.embed(ids)

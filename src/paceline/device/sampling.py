@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.gpu import choose, matmul
-from paceline.kernels.gpu.centroids import centroid_choice
+from paceline.kernels.gpu.centroids import Clustered, centroid_choice
 from paceline.kernels.gpu.matmul import HeadWeight
 from paceline.kernels.gpu.rows import Columns
 from paceline.kernels.gpu.rows import Rows as Params
@@ -19,6 +19,7 @@ from paceline.models.mtp import MtpDrafter
 
 GREEDY = "greedy"
 Draft = Sequence[Tensor]
+DraftModel = tuple[MtpDrafter, HeadWeight]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Choice:
 
         Each sequence's rows stand after none, one, ... of its drafts int64 [k, B].
         """
-        head = HeadWeight(target.embedding.tensor, target.config.softcap or 0.0)  # type: ignore[attr-defined]
+        head = head_of(target)
         if self.mode == GREEDY and self.ruling is None:
             return choose.pick_best(*matmul.head_best(hidden, head, self.suppressed))
         logits = matmul.head_logits(hidden, head)
@@ -46,14 +47,14 @@ class Choice:
             reshape(logits, None, self.ruling, drafts)
         return choose.sample(logits, self.params, positions, self.mode, Columns(suppress=self.suppressed))
 
-    def guess(self, model: tuple[MtpDrafter, HeadWeight], state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
+    def guess(self, model: DraftModel, state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
         """The drafter's token int64 [B] from its state [B, d], with the rules and the noise the target will use there.
 
         draft: the guesses before it.
         """
         drafter, head = model
         if drafter.config.centroids is not None:
-            return self._guess_in_clusters(drafter, state, positions, draft)
+            return self._guess_in_clusters(_cluster(drafter, state), positions, draft)
         if self.mode == GREEDY and self.ruling is None:
             return choose.pick_best(*matmul.head_best(state, head))
         logits = matmul.head_logits(state, head)
@@ -64,12 +65,32 @@ class Choice:
         if self.ruling is not None:
             reshape(logits, ids, self.ruling, torch.stack(list(draft)) if draft else None, first=len(draft))
 
-    def _guess_in_clusters(self, drafter: MtpDrafter, state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
-        assert drafter.config.centroids is not None
-        scores = drafter.ops.linear(state, drafter.centroids)
-        table = drafter.head.tensor  # type: ignore[attr-defined]
-        found = centroid_choice(scores, drafter.config.centroids.active, drafter.clusters, state, table)
+    def _guess_in_clusters(self, found: Clustered, positions: Tensor, draft: Draft) -> Tensor:
         if self.mode == GREEDY and self.ruling is None:
             return choose.pick_best(found.tile_values, found.tile_ids)
         self._reshape_guess(found.logits, found.ids, draft)
         return choose.sample(found.logits, self.params, positions, self.mode, Columns(found.ids))
+
+
+def head_of(target: Target) -> HeadWeight:
+    """The target's LM head, soft cap included."""
+    return HeadWeight(target.embedding.tensor, target.config.softcap or 0.0)  # type: ignore[attr-defined]
+
+
+def scores(model: DraftModel, state: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The drafter's logits fp32 [B, m] from its state [B, d], and the ids int64 [B, m] that they stand for.
+
+    None means the whole vocabulary.
+    """
+    drafter, head = model
+    if drafter.config.centroids is None:
+        return matmul.head_logits(state, head), None
+    found = _cluster(drafter, state)
+    return found.logits, found.ids
+
+
+def _cluster(drafter: MtpDrafter, state: Tensor) -> Clustered:
+    assert drafter.config.centroids is not None
+    near = drafter.ops.linear(state, drafter.centroids)
+    table = drafter.head.tensor  # type: ignore[attr-defined]
+    return centroid_choice(near, drafter.config.centroids.active, drafter.clusters, state, table)
