@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
-from gpu import DEVICE
+from gpu import DEVICE, HAVE_GPU
 from torch import Tensor
 
 from paceline.cache import KVCache, Storage
 from paceline.config import FULL, SLIDING, DrafterConfig, TextConfig, parse_drafter, parse_text
+from paceline.device import graphs
 from paceline.device.build import Room, device_model
 from paceline.device.drafters import DeviceDrafter, MtpDraft, ScriptedDraft
 from paceline.device.engine import DeviceEngine
+from paceline.device.request import Request
 from paceline.drafters import Drafter, NoDrafter
 from paceline.kernels import Ops
 from paceline.kernels.cuda import CudaOps
+from paceline.kernels.gpu import attention
 from paceline.kernels.gpu.accept import Ending
 from paceline.kernels.reference import TorchOps
 from paceline.models.gemma4 import Target
@@ -25,7 +31,7 @@ from paceline.models.plan import Plan
 from paceline.models.random import fill_random
 from paceline.sampling import Sampler
 from paceline.speculate import speculate, start
-from paceline.types import SamplingParams
+from paceline.types import DraftLength, SamplingParams
 
 VOCAB, CONTEXT, SEED = 64, 64, 3
 COMMON: dict[str, Any] = {
@@ -185,3 +191,66 @@ def make(configs: tuple[TextConfig, DrafterConfig]) -> Both:
                 place.write(3 * place.read(), 0)  # or a text would hang on its last token alone
             ours.places[name].write(place.read(), 0)
     return Both(host, device)
+
+
+@contextmanager
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without a GPU: shorter chunks, one program where attention would start many, less start-up work."""
+    if HAVE_GPU:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    few = attention.Tiling(split=64, leaves=1, ahead=1)
+    monkeypatch.setattr(attention, "TILINGS", {16: few, 32: few})
+    monkeypatch.setattr(attention, "PROGRAMS", 1)
+    monkeypatch.setattr(graphs, "CHUNKS", (4, 16))
+    real, scopes = interpreter._patch_lang, dict[frozenset[int], Any]()
+
+    def once(function: Any) -> Any:
+        """Triton patches its language anew for each call of each function, which takes longer than most calls."""
+        key = frozenset(id(v) for v in function.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
+        if key not in scopes:
+            scopes[key] = real(function)
+        return interpreter._LangPatchScope()
+
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
+    try:
+        yield
+    finally:
+        for scope in reversed(scopes.values()):
+            scope.restore()
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+def request(prompt: list[int], new: int, k: DraftLength, params: SamplingParams = GREEDY, **options: Any) -> Request:
+    changed = {**vars(params), "max_tokens": new}
+    return Request(prompt, SamplingParams(**changed), k, **options)
+
+
+def tokens(done: Request) -> list[int]:
+    return [token for each in done.rounds for token in each.tokens]
+
+
+def run(engine: DeviceEngine, *requests: Request) -> list[list[int]]:
+    """The texts of requests that all come at once."""
+    for each in requests:
+        engine.submit(each)
+    while engine.busy:
+        engine.step()
+    check_idle(engine)
+    return [tokens(each) for each in requests]
+
+
+def check_idle(engine: DeviceEngine) -> None:
+    """Everything is given back: pages, rings, and nothing left to write or to read."""
+    cache, s = engine.model.cache, engine.model.places.sequences
+    assert not engine.busy
+    assert not cache.held
+    assert sorted(cache.storage.free_pages) == list(range(1, cache.storage.pages))
+    assert not cache.tables.any()
+    assert sorted(cache.rings.flatten().tolist()) == list(range(cache.places + 1))
+    assert not s.remaining.any()
+    assert not s.length.any()

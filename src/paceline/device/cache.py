@@ -73,8 +73,8 @@ class BatchCache:
 
     @property
     def nobody(self) -> Where:
-        """Where rehearsals write."""
-        return self.where(self.places)
+        """Where rehearsals write. In tensors of their own, since kernels are compiled for aligned addresses apart."""
+        return Where(*(tensor.clone() for tensor in self.where(self.places)))
 
     def release(self, place: int) -> None:
         """Takes the pages back; the place writes to nobody's page from the next round on."""

@@ -74,9 +74,13 @@ class Graphs:
         inputs.pad.fill_(pad)
         inputs.table.copy_(where.table)
         inputs.ring.copy_(where.ring)
-        # A rehearsal must not touch the sequence: a ring's old keys are still wanted.
-        idle = replace(inputs, **self.model.cache.nobody._asdict())
-        return self.replay((size, wanted), lambda rehearsal: self.model.chunk(idle if rehearsal else inputs, wanted))
+
+        def run(rehearsal: bool) -> Tensor:
+            # A rehearsal must not touch the sequence: a ring's old keys are still wanted.
+            own = replace(inputs, **self.model.cache.nobody._asdict()) if rehearsal else inputs
+            return self.model.chunk(own, wanted)
+
+        return self.replay((size, wanted), run)
 
     def _inputs(self, size: int) -> Chunk:
         if size not in self.inputs:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paceline.cache import MAX_TENTATIVE, Extent
 from paceline.control.policy import Policy
-from paceline.device.cache import BatchCache, PassCache, Where
+from paceline.device.cache import BatchCache, PassCache
 from paceline.device.drafters import MtpDraft
 from paceline.device.graphs import Graphs
 from paceline.device.request import Request
@@ -63,7 +63,7 @@ class Desk:
         self.ids = torch.zeros(MAX_TENTATIVE, dtype=torch.int64, device=like.device)
         one = Places.create(1, like.shape[1], like.dtype, like.device).sequences
         self.sequences = one._replace(last=self.ids[:1])
-        self.where = Where(*(tensor.clone() for tensor in model.cache.nobody))
+        self.where, self.nobody = model.cache.nobody, model.cache.nobody
 
     def verify(self, tokens: Sequence[int], lease: Lease) -> Tensor:
         """Appends the tokens to the sequence: hidden states [n, D], which stay."""
@@ -102,8 +102,7 @@ class Desk:
         self.ids[: len(tokens)].copy_(torch.tensor(tokens, dtype=torch.int64), non_blocking=True)
 
     def _cache(self, span: int, rehearsal: bool) -> PassCache:
-        cache = self.model.cache
-        return PassCache(cache, *(cache.nobody if rehearsal else self.where), span)
+        return PassCache(self.model.cache, *(self.nobody if rehearsal else self.where), span)
 
 
 def download(tensor: Tensor) -> Any:

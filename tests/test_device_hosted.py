@@ -1,0 +1,401 @@
+"""Texts on the device whose tokens the host chooses, token by token against the CPU's engine on the same weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from device_models import (
+    CUT,
+    FREE,
+    GREEDY,
+    PAIRS,
+    PROMPTS,
+    VOCAB,
+    Both,
+    check_idle,
+    make,
+    quick_interpreter,
+    request,
+    run,
+    tokens,
+)
+from tokenizers import Tokenizer, decoders, models
+
+from paceline.control.auto import Auto, Kinds
+from paceline.control.cost import CostTable, Timing
+from paceline.device import request as requests_module
+from paceline.device.cache import BatchCache, Where
+from paceline.device.engine import DeviceEngine
+from paceline.device.pilot import Pilot
+from paceline.device.request import Request
+from paceline.device.serve import DeviceServer
+from paceline.drafters import Drafter, NoDrafter
+from paceline.drafters import MtpDraft as HostMtpDraft
+from paceline.engine import Engine, Writer
+from paceline.errors import UsageError
+from paceline.llm import LLM
+from paceline.structure import Constraint, Ids, Structure
+from paceline.types import AUTO, Completion, SamplingParams
+
+PROMPT = PROMPTS[0]
+END = 63
+
+
+@pytest.fixture(scope="module")
+def sharing() -> Both:
+    """Per-layer embeddings, shared keys and values, soft cap; a drafter with centroids."""
+    return make(PAIRS["sharing"])
+
+
+@pytest.fixture(scope="module")
+def experts() -> Both:
+    """Experts, full layers whose values are their keys; a drafter with a whole head."""
+    return make(PAIRS["experts"])
+
+
+@pytest.fixture
+def made(sharing: Both, experts: Both) -> dict[str, Both]:
+    return {"sharing": sharing, "experts": experts}
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Iterator[None]:
+    with quick_interpreter(monkeypatch):
+        yield
+
+
+class Known:
+    """Guesses from a text, through `change`: for tests of what drafts decide, which is nothing."""
+
+    def __init__(self, text: list[int], change: Callable[[int, int], int] = lambda i, token: token) -> None:
+        self.text = [change(i, token) for i, token in enumerate(text)]
+
+    def begin(self, prompt: Sequence[int], cache: Any, sampler: Any) -> None:
+        self.at = 0
+
+    def observe(self, hidden: Any, chosen: Sequence[int]) -> None:
+        self.at += len(chosen)
+
+    def propose(self, k: int) -> list[int]:
+        return self.text[self.at : self.at + k]
+
+
+def wrong(i: int, token: int) -> int:
+    return (token + 7) % VOCAB
+
+
+def wrong_at_times(i: int, token: int) -> int:
+    return token if i % 3 else wrong(i, token)
+
+
+def host_mtp(both: Both) -> HostMtpDraft:
+    return HostMtpDraft(both.host.drafter, both.host.target)
+
+
+def on_the_cpu(
+    both: Both, params: SamplingParams, k: int, drafter: Drafter | None = None, limits: Constraint | None = None
+) -> Completion:
+    """The CPU engine's text of `PROMPT`, with END as its end token."""
+    engine = Engine(both.host.target, drafter or host_mtp(both), frozenset([END]))
+    engine.constraint = lambda _: limits  # type: ignore[method-assign]
+    writer = Writer(engine.end_ids, params, None, len(PROMPT))
+    for _ in engine.run(PROMPT, params, k, writer):
+        pass
+    return writer.completion()
+
+
+def told(engine: DeviceEngine, drafter: Drafter) -> DeviceEngine:
+    """The engine, with another drafter for texts whose tokens the host chooses."""
+    engine.host.drafter = lambda: drafter  # type: ignore[method-assign]
+    return engine
+
+
+# ---- log-probabilities ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "params", "k"), [("sharing", GREEDY, 2), ("experts", CUT, 2)])
+def test_log_probabilities(made: dict[str, Both], name: str, params: SamplingParams, k: int) -> None:
+    """Those of the CPU's engine, the same bits for every k; the text is the one without them."""
+    both, asked = made[name], replace(params, logprobs=2, max_tokens=4)
+    expected = on_the_cpu(both, asked, 0)
+    found = []
+    for length in (0, k):
+        each = request(PROMPT, 4, length, asked)
+        assert run(both.engine(both.mtp(), ends=(END,)), each) == [expected.token_ids]
+        found.append(each.logprobs)
+    assert expected.token_ids == both.plain(PROMPT, params, 4)
+    assert found[0] == found[1]
+    assert expected.logprobs is not None
+    for mine, theirs in zip(found[0], expected.logprobs, strict=True):
+        assert mine.chosen == pytest.approx(theirs.chosen, abs=1e-3)
+        assert [i for i, _ in mine.top] == [i for i, _ in theirs.top]
+        assert [p for _, p in mine.top] == pytest.approx([p for _, p in theirs.top], abs=1e-3)
+
+
+def test_only_what_needs_the_host_comes_to_it() -> None:
+    for params, hosted in [(GREEDY, False), (CUT, False), (replace(GREEDY, accept="block"), False),
+                           (replace(FREE, accept="block"), True), (replace(GREEDY, logprobs=0), True),
+                           (replace(GREEDY, logit_bias=dict.fromkeys(range(300), 1.0)), False),
+                           (replace(GREEDY, logit_bias=dict.fromkeys(range(301), 1.0)), True)]:  # fmt: skip
+        assert Request(PROMPT, params, 2).hosted is hosted
+
+
+def test_more_biases_than_a_graph_takes(experts: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests_module, "MOST_BIASES", 1)
+    params = replace(GREEDY, logit_bias={33: -100.0, 19: -3.0}, repetition_penalty=1.4, max_tokens=5)
+    expected = on_the_cpu(experts, params, 0).token_ids
+    assert expected != experts.plain(PROMPT, GREEDY, 5)
+    engine = told(experts.engine(None), Known(expected, wrong_at_times))
+    assert run(engine, request(PROMPT, 5, 3, params)) == [expected]
+
+
+# ---- drafts that are drawn and tested -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accept", ["rejection", "block"])
+@pytest.mark.parametrize("name", ["sharing", "experts"])
+def test_drawn_drafts(made: dict[str, Both], name: str, accept: Any) -> None:
+    """The CPU engine's very text: the same laws, drawn from with the same noise."""
+    both, params = made[name], replace(FREE, accept=accept, max_tokens=6)
+    expected = on_the_cpu(both, params, 3)
+    each = request(PROMPT, 6, 3, params)
+    assert run(both.engine(both.mtp(), ends=(END,)), each) == [expected.token_ids]
+    assert [r.drafted for r in each.rounds] != [0] * len(each.rounds)
+    assert expected.token_ids != both.plain(PROMPT, FREE, 6)  # or it would not have been tested, but coupled
+
+
+def test_a_drafter_that_hides_what_it_drew_is_refused(experts: Both) -> None:
+    """It would bend the law. Its text fails, and nobody else's."""
+
+    class Hiding(HostMtpDraft):
+        def propose(self, k: int) -> list[int]:
+            return super().propose(k)[1:]
+
+    engine = experts.engine(experts.mtp(), places=2)
+    honest = engine.host.drafter()
+    assert isinstance(honest, HostMtpDraft)
+    told(engine, Hiding(honest.model, honest.target))
+    failing, other = request(PROMPT, 6, 2, replace(FREE, accept="block")), request(PROMPT, 3, 0)
+    assert run(engine, failing, other)[1] == experts.plain(PROMPT, GREEDY, 3)
+    assert isinstance(failing.failure, UsageError)
+    assert "needs every draft that the drafter drew" in str(failing.failure)
+    assert other.failure is None
+
+
+# ---- grammars -------------------------------------------------------------------------------------------------------
+
+
+class Turns(Constraint):
+    """Ids whose remainder by 3 goes round 0, 1, 2, and END from the `least`-th token on: a grammar of no library."""
+
+    def __init__(self, least: int = 99) -> None:
+        super().__init__(None, "turns", Ids(VOCAB, frozenset([END])))
+        self.least, self.at = least, 0
+
+    def allowed(self, draft: Sequence[int] = ()) -> Any:
+        at = self.at + len(draft)
+        mask = np.arange(VOCAB) % 3 == at % 3
+        mask[END] = at >= self.least
+        return mask
+
+    def legal(self, draft: Sequence[int]) -> int:
+        return next((i for i, token in enumerate(draft) if not self.allowed(draft[:i])[token]), len(draft))
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.at += len(tokens)
+
+
+class Overlooking(Turns):
+    """Negative control: every row gets the mask of the emitted tokens only."""
+
+    def allowed(self, draft: Sequence[int] = ()) -> Any:
+        return super().allowed()
+
+
+@pytest.mark.parametrize("params", [GREEDY, FREE])
+def test_masks_hold_after_the_drafts_before_them(experts: Both, params: SamplingParams) -> None:
+    """With drafts that are right, wrong, and forbidden; a mask that overlooks them is caught."""
+    params = replace(params, max_tokens=6)
+    plain = on_the_cpu(experts, params, 0, limits=Turns()).token_ids
+    assert [token % 3 for token in plain] == [0, 1, 2, 0, 1, 2]
+
+    def written(drafter: Drafter, limits: Constraint, k: int) -> list[int]:
+        engine = told(experts.engine(None, ends=(END,)), drafter)
+        return run(engine, request(PROMPT, 6, k, params, constraint=limits))[0]
+
+    assert written(NoDrafter(), Turns(), 0) == plain
+    for change in (wrong, wrong_at_times, lambda i, token: (token + 3) % 60 if i % 2 else token):
+        assert written(Known(plain, change), Turns(), 3) == plain
+    assert written(Known(plain), Overlooking(), 3) != plain
+
+
+def test_a_grammar_ends_the_text(experts: Both) -> None:
+    params = replace(FREE, temperature=30.0, max_tokens=30)
+    expected = on_the_cpu(experts, params, 0, limits=Turns(2)).token_ids
+    assert expected[-1] == END
+    engine = told(experts.engine(None, ends=(END,)), Known(expected + [5] * 9))
+    each = request(PROMPT, 30, 3, params, constraint=Turns(2))
+    assert run(engine, each) == [expected]
+    assert each.finished
+
+
+REGEX = "(ab|ba){1,2}[xyz]{1,3}"
+
+
+@pytest.fixture(scope="module")
+def structure() -> Structure:
+    """Letters, pieces of several, and END, as tokens."""
+    words = [chr(c) for c in range(97, 123)] + ["ab", "ba", "aba", "bax", "xy", "yz"]
+    vocab = {word: i for i, word in enumerate(words)}
+    vocab |= {f"<unused{i}>": i for i in range(len(words), END)} | {"<end>": END}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([word for word in vocab if word.startswith("<")])
+    return Structure(tokenizer, Ids(VOCAB, frozenset([END])))
+
+
+def test_a_regular_expression(sharing: Both, structure: Structure) -> None:
+    """With the text's own drafter, through the server; the same for every k, and what was asked for."""
+    pytest.importorskip("llguidance")
+    params, texts = replace(FREE, max_tokens=12, regex=REGEX), []
+    for k in (0, 3):
+        server = DeviceServer(sharing.engine(sharing.mtp(), ends=(END,)), frozenset([END]), structure)
+        writer = Writer(server.end_ids, params, None, len(PROMPT))
+        texts.append([event.token_id for event in server.run(PROMPT, params, k, writer)])
+        assert writer.finish_reason == "stop"
+        check_idle(server.engine)
+    assert structure.tokenizer is not None
+    assert texts[0] == texts[1]
+    assert re.fullmatch(REGEX, "".join(structure.tokenizer.id_to_token(i) for i in texts[0][:-1]))
+    assert texts[0] == on_the_cpu(sharing, params, 0, limits=structure.constraint(params)).token_ids
+
+
+def test_a_grammar_that_leaves_nothing_fails_alone(experts: Both) -> None:
+    """Through the server, where the text's own caller hears of it."""
+
+    class Nothing(Turns):
+        def allowed(self, draft: Sequence[int] = ()) -> Any:
+            if self.at + len(draft) > 1:
+                raise UsageError("turns leaves no token to go on with")
+            return super().allowed(draft)
+
+    server = DeviceServer(experts.engine(None, places=2), frozenset())
+    server.structure = SimpleNamespace(constraint=lambda p: Nothing() if p.regex else None)  # type: ignore[assignment]
+    plain, doomed = SamplingParams(max_tokens=4), SamplingParams(max_tokens=6, regex="x")
+    good = server.run(PROMPT, plain, 0, Writer(frozenset(), plain, None, len(PROMPT)))
+    first = next(good).token_id
+    bad = server.run(PROMPT, doomed, 0, Writer(frozenset(), doomed, None, len(PROMPT)))
+    assert [next(bad).token_id % 3 for _ in range(2)] == [0, 1]
+    text = [first, *(event.token_id for event in good)]  # steps of this text are the other's too
+    assert text == experts.plain(PROMPT, GREEDY, 4)
+    with pytest.raises(UsageError, match="leaves no token"):
+        next(bad)
+    writers = [Writer(frozenset(), doomed, None, len(PROMPT)) for _ in range(2)]
+    with pytest.raises(UsageError, match="leaves no token"):
+        server.run_all([(server.request(PROMPT, doomed, 0), writer) for writer in writers])
+    server.engine.step()
+    check_idle(server.engine)
+
+
+# ---- beside the batch -----------------------------------------------------------------------------------------------
+
+
+def crowd(experts: Both) -> tuple[list[Request], list[list[int]], DeviceEngine]:
+    """Three texts of the batch, whose rounds run over all four places, and one of the host's."""
+    jobs = [(PROMPTS[0], 3, 1, GREEDY), (PROMPTS[2], 6, 1, FREE), (PROMPTS[3], 5, 1, CUT)]
+    texts = [experts.plain(prompt, params, new) for prompt, new, _, params in jobs]
+    script = experts.script(*((job[0], [*text, 1]) for job, text in zip(jobs, texts, strict=True)), ([], []))
+    asked = [request(*job) for job in jobs] + [request(PROMPTS[1], 6, 0, replace(CUT, logprobs=0))]
+    return asked, [*texts, experts.plain(PROMPTS[1], CUT, 6)], experts.engine(script, places=4)
+
+
+def test_texts_of_the_host_beside_the_batch(experts: Both) -> None:
+    asked, texts, engine = crowd(experts)
+    assert run(engine, *asked) == texts
+    assert all(each.logprobs == [] for each in asked[:3])
+    assert len(asked[3].logprobs) == 6
+
+
+def test_a_place_that_is_not_lent_is_overwritten(experts: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the batch's rounds reach the place of a text that is not theirs."""
+
+    def lend(self: BatchCache, place: int, tokens: int) -> Where:
+        self.reserve(place, tokens)
+        return self.where(place)
+
+    asked, texts, engine = crowd(experts)
+    monkeypatch.setattr(BatchCache, "lend", lend)
+    assert run(engine, *asked)[3] != texts[3]
+
+
+def test_coming_going_and_waiting(experts: Both) -> None:
+    """Two places for four: one leaves in the middle of its text, one before it began, and all is given back."""
+    engine = experts.engine(None, places=2)
+    asked = [request(PROMPT, 4, 0, replace(GREEDY, logprobs=0)) for _ in range(4)]
+    for each in asked:
+        engine.submit(each)
+    engine.step()
+    engine.step()
+    assert engine.busy
+    assert [each.emitted for each in asked] == [2, 2, 0, 0]
+    engine.cancel(asked[0])
+    engine.cancel(asked[2])
+    while engine.busy:
+        engine.step()
+    check_idle(engine)
+    text = experts.plain(PROMPT, GREEDY, 4)
+    assert [tokens(each) for each in asked] == [text[:2], text, [], text]
+
+
+def test_a_closed_stream_gives_its_place_back(experts: Both) -> None:
+    server = DeviceServer(experts.engine(None), frozenset())
+    params = SamplingParams(max_tokens=6, logprobs=1)
+    writer = Writer(frozenset(), params, None, len(PROMPT))
+    stream = server.run(PROMPT, params, 0, writer)
+    event = next(stream)
+    assert event.logprobs is not None
+    assert event.logprobs == writer.logprobs[0]
+    assert server.engine.model.cache.held
+    stream.close()
+    check_idle(server.engine)
+
+
+# ---- many texts, open draft lengths ---------------------------------------------------------------------------------
+
+
+def test_best_of_is_the_cpus(experts: Both) -> None:
+    """The likeliest of three texts, side by side."""
+    params = SamplingParams(temperature=1.3, seed=5, max_tokens=4, n=2, best_of=3, logprobs=1)
+    resolved: Any = SimpleNamespace(auto=False, k=0)
+    device = LLM(resolved, DeviceServer(experts.engine(experts.mtp(), places=2), frozenset()), None)
+    host = LLM(resolved, Engine(experts.host.target, NoDrafter()), None)
+    found, expected = device.generate([PROMPT], params, 1), host.generate([PROMPT], params, 0)
+    assert [done.token_ids for done in found] == [done.token_ids for done in expected]
+    assert [done.mean_logprob for done in found] == pytest.approx([done.mean_logprob for done in expected], abs=1e-3)
+    assert len({tuple(done.token_ids) for done in found}) == 2
+    assert [done.logprobs for done in device.generate([PROMPT], replace(params, n=1, best_of=2, logprobs=None), 0)] == [
+        None
+    ]
+
+
+def test_open_draft_lengths(sharing: Both) -> None:
+    """A policy of their own chooses, and says so; without one, k='auto' is refused."""
+    table = CostTable([Timing(1, 0, 0, 2.0), Timing(1, 8, 0, 2.1)])
+    engine = sharing.engine(sharing.mtp(), ends=(END,))
+    engine.pilot = Pilot(Auto(table, 8), alone=Kinds(Auto(table.copy(), 8, listens=True)))
+    engine.host.policy = engine.pilot.alone
+    server, params = DeviceServer(engine, frozenset([END])), replace(CUT, logprobs=0, max_tokens=5)
+    writer = Writer(server.end_ids, params, None, len(PROMPT))
+    text = [event.token_id for event in server.run(PROMPT, params, AUTO, writer)]
+    assert text == sharing.plain(PROMPT, CUT, 5)
+    assert sum(writer.stats.drafted) > 0
+    assert re.match(r"auto: \d\.\d drafts a round, .*; last: ", writer.stats.draft_choice)
+    engine.host.policy = None
+    with pytest.raises(UsageError, match="k='auto' needs a pilot"):
+        list(server.run(PROMPT, params, AUTO, Writer(server.end_ids, params, None, len(PROMPT))))
