@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from paceline.device.drafters import DeviceDrafter, MtpDraft, ScriptedDraft
 from paceline.device.engine import DeviceEngine
 from paceline.device.request import Request
 from paceline.drafters import Drafter, NoDrafter
+from paceline.drafters import MtpDraft as HostMtpDraft
+from paceline.engine import Engine, Writer
 from paceline.kernels import Ops
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu import attention
@@ -31,9 +33,10 @@ from paceline.models.plan import Plan
 from paceline.models.random import fill_random
 from paceline.sampling import Sampler
 from paceline.speculate import speculate, start
-from paceline.types import DraftLength, SamplingParams
+from paceline.structure import Constraint
+from paceline.types import Completion, DraftLength, SamplingParams
 
-VOCAB, CONTEXT, SEED = 64, 64, 3
+VOCAB, CONTEXT, SEED, END = 64, 64, 3, 63
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "num_attention_heads": 2,
@@ -254,3 +257,38 @@ def check_idle(engine: DeviceEngine) -> None:
     assert sorted(cache.rings.flatten().tolist()) == list(range(cache.places + 1))
     assert not s.remaining.any()
     assert not s.length.any()
+
+
+# ---- the CPU's engine -----------------------------------------------------------------------------------------------
+
+
+class Known:
+    """Guesses from a text, through `change`: for what drafts decide, which is nothing."""
+
+    def __init__(self, text: list[int], change: Callable[[int, int], int] = lambda i, token: token) -> None:
+        self.text = [change(i, token) for i, token in enumerate(text)]
+
+    def begin(self, prompt: Sequence[int], cache: Any, sampler: Any) -> None:
+        self.at = 0
+
+    def observe(self, hidden: Any, chosen: Sequence[int]) -> None:
+        self.at += len(chosen)
+
+    def propose(self, k: int) -> list[int]:
+        return self.text[self.at : self.at + k]
+
+
+def host_mtp(both: Both) -> HostMtpDraft:
+    return HostMtpDraft(both.host.drafter, both.host.target)
+
+
+def on_the_cpu(
+    both: Both, params: SamplingParams, k: int, drafter: Drafter | None = None, limits: Constraint | None = None
+) -> Completion:
+    """The engine's text after the first of PROMPTS, with END as its end token; limits: the grammar it follows."""
+    engine = Engine(both.host.target, drafter or host_mtp(both), frozenset([END]))
+    engine.constraint = lambda _: limits  # type: ignore[method-assign]
+    writer = Writer(engine.end_ids, params, None, len(PROMPTS[0]))
+    for _ in engine.run(PROMPTS[0], params, k, writer):
+        pass
+    return writer.completion()

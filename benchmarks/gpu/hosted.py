@@ -151,6 +151,12 @@ def check_texts(trial: Trial, report: Report) -> None:
         drafted, _ = trial.every(lambda i, p=params: trial.ask(i, p, K))
         report.same(trial.name, f"{law}, in graphs, k = {K} against 0", drafted, plain)
         text, alone = trial.every(lambda i, p=asked: trial.ask(i, p, 0))
+        for k in (0, K):
+            chosen = replace(params, logprobs=0)
+            told, reports = trial.every(lambda i, p=chosen, k=k: trial.ask(i, p, k))
+            report.same(trial.name, f"{law}, log-probabilities in graphs, k = {k}", told, plain)
+            off = max(apart for a, b in zip(reports, alone, strict=True) for apart in differences(a, b))
+            report.check(trial.name, f"{law}, graphs' and host's, k = {k}", off < 1e-9, f"at most {off:.1e} apart")
         report.same(trial.name, f"{law}, log-probabilities, k = 0 against in graphs", text, plain)
         for what, spoil in (("its own drafts", ()), ("known drafts", plain)):
             text, requests = trial.every(lambda i, p=asked: trial.ask(i, p, K), spoil)
@@ -186,13 +192,13 @@ def check_drawn(trial: Trial, report: Report) -> None:
         report.same(trial.name, f"{accept}, twice", trial.every(lambda i, p=params: trial.ask(i, p, 3))[0], first)
         drafted = sum(done.drafted for r in requests for done in r.rounds)
         report.check(trial.name, f"{accept} drafts", drafted > 0, f"{drafted} drafts")
-    greedy, _ = trial.every(lambda i: trial.ask(i, replace(GREEDY, accept="block", logprobs=0), K))
+    greedy, _ = trial.every(lambda i: trial.ask(i, replace(GREEDY, accept="block", logprobs=1), K))
     report.same(trial.name, "block, greedy", greedy, trial.every(lambda i: trial.ask(i, GREEDY, 0))[0])
 
 
 def check_company(trial: Trial, report: Report) -> None:
     """Side by side with the batch's rounds; then one that is cancelled in the middle gives everything back."""
-    hosted = replace(SAMPLED, logprobs=0)
+    hosted = replace(SAMPLED, logprobs=1)
     asked = [trial.ask(i, (GREEDY, SAMPLED, SAMPLED, hosted)[i % 4], K) for i in range(len(trial.prompts))]
     alone = [trial.write([replace_request(each)])[0] for each in asked]
     report.same(trial.name, "beside others, in graphs and not", trial.write(asked), alone)
@@ -220,8 +226,9 @@ def time_rounds(trial: Trial, report: Report) -> None:
     turns = Turns(trial.vocab)
     kinds: dict[str, tuple[SamplingParams, Any]] = {
         "in graphs, greedy": (GREEDY, None), "in graphs, sampled": (SAMPLED, None),
-        "log-probabilities, greedy": (replace(GREEDY, logprobs=0), None),
-        "log-probabilities, sampled": (replace(SAMPLED, logprobs=0), None),
+        "in graphs, log-probabilities": (replace(SAMPLED, logprobs=0), None),
+        "likeliest tokens, greedy": (replace(GREEDY, logprobs=1), None),
+        "likeliest tokens, sampled": (replace(SAMPLED, logprobs=1), None),
         "rejection": (replace(SAMPLED, accept="rejection"), None), "block": (replace(SAMPLED, accept="block"), None),
         "masked, greedy": (GREEDY, turns),
     }  # fmt: skip
@@ -256,7 +263,7 @@ def check_embedded(report: Report, count: int, seeds: int) -> None:
         length = statistics.mean(done.stats.acceptance_length for done in hosted)
         report.check("embedded", f"{law}, drafts are kept", length > 1.2, f"{length:.2f} tokens a round")
         pairs = zip(hosted, cpu.generate(prompts[:8], asked, 0), strict=False)
-        off = [apart for a, b in pairs for apart in differences(a, b)]
+        off = [apart for a, b in pairs for apart in differences(*same_so_far(a, b))]
         report.check("embedded", f"{law}, log-probabilities against the CPU's", statistics.mean(off) < 0.05,
                      f"{statistics.mean(off):.4f} apart, at most {max(off):.4f}, {len(off)} tokens")  # fmt: skip
         best = replace(params, max_tokens=24, n=2, best_of=4)
@@ -271,9 +278,15 @@ def ids(done: Sequence[Any]) -> list[list[int]]:
 
 
 def differences(a: Any, b: Any) -> list[float]:
-    """Differences of the log-probabilities, as far as the texts are the same."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(a.token_ids, b.token_ids, strict=False))
-    return [abs(a.logprobs[i].chosen - b.logprobs[i].chosen) for i, _ in enumerate(same)]
+    """Differences of the log-probabilities of two texts or requests that are the same so far."""
+    return [abs(x.chosen - y.chosen) for x, y in zip(a.logprobs, b.logprobs, strict=False)]
+
+
+def same_so_far(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two completions, cut where their texts part."""
+    pairs = zip(a.token_ids, b.token_ids, strict=False)
+    count = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return tuple(replace(done, logprobs=done.logprobs[:count]) for done in (a, b))  # type: ignore[return-value]
 
 
 def check_laws(llm: LLM, report: Report, prompt: Any, seeds: int) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from paceline.control.auto import Plan
 from paceline.control.policy import Served
 from paceline.device.graphs import Graphs
-from paceline.device.hosted import Host
+from paceline.device.hosted import Host, to_host
 from paceline.device.pilot import Pilot
 from paceline.device.request import Request
-from paceline.device.round import DeviceModel, Shape, span_of
+from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
 from paceline.kernels.gpu.launch import pow2
@@ -27,7 +27,7 @@ from paceline.kernels.gpu.rows import mode_of, rows_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
-from paceline.types import AUTO
+from paceline.types import AUTO, TokenLogprobs
 
 
 class Ticket:
@@ -36,12 +36,13 @@ class Ticket:
     plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between.
     """
 
-    def __init__(self, outcome: Tensor, seated: dict[int, Request], drafted: int) -> None:
+    def __init__(
+        self, outcome: Tensor, seated: dict[int, Request], drafted: int, reports: Tensor | None = None
+    ) -> None:  # fmt: skip
         self.seated, self.drafted = dict(seated), drafted
         self.plan: Plan | None = None
         self.timed = False
-        self.outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=outcome.is_cuda)
-        self.outcome.copy_(outcome, non_blocking=True)
+        self.outcome, self.reports = to_host(outcome), None if reports is None else to_host(reports)
         self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
         if self.event:
             self.event.record()
@@ -57,6 +58,11 @@ class Ticket:
             if row[COUNT]:
                 done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.most))
                 yield place, request, done, bool(row[FINISHED])
+
+    def logprobs(self, place: int, count: int) -> list[TokenLogprobs]:
+        """Of the first `count` tokens that it brought to a place; it was read."""
+        assert self.reports is not None
+        return [TokenLogprobs(chosen) for chosen in self.reports[place, :count].tolist()]
 
     def ms_after(self, before: Ticket) -> float:
         """Time from the end of the ticket before to the end of this one; both were read."""
@@ -164,7 +170,7 @@ class DeviceEngine:
         s.stops.fill_(int(ends))
         s.remaining.fill_(params.max_tokens)
         rules = self._begin_rules(request, place)
-        token = model.first_token(hidden, place, mode_of([params]), rules)
+        token = model.first_token(hidden, place, How(mode_of([params]), rules, request.reported))
         ended = (token == model.ending.end_ids).any() if ends else torch.zeros((), device=token.device)
         s.last.copy_(token)
         s.hidden.copy_(hidden)
@@ -172,7 +178,8 @@ class DeviceEngine:
         o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
         if rules:
             remember(model.keep_histories()[place : place + 1], o)
-        self.pending.append(Ticket(model.places.outcome, {place: request}, 0))
+        reports = model.places.reports if request.reported else None
+        self.pending.append(Ticket(model.places.outcome, {place: request}, 0, reports))
 
     def _begin_rules(self, request: Request, place: int) -> bool:
         """Puts a text's rules in place, and its prompt into the history; whether it has any."""
@@ -193,7 +200,8 @@ class DeviceEngine:
         shape = self._shape(k)
         captured = not self.graphs.enabled or shape in self.graphs.kept
         self.graphs.round(shape)
-        ticket = Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k)
+        places = self.model.places.part(0, shape.batch)
+        ticket = Ticket(places.outcome, self.seated, shape.k, places.reports if shape.report else None)
         # The first of a shape waits for its graph, which says nothing of rounds to come.
         ticket.plan, ticket.timed = plan, captured and not self.hosting
         self.pending.append(ticket)
@@ -220,15 +228,18 @@ class DeviceEngine:
             k=k,
             mode=mode_of([r.params for r in requests]),
             rules=any(reshapes(r.params) for r in requests),
+            report=any(r.reported for r in requests),
             span=span_of(reach, self.model.cache.context),
         )
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""
         changed, ticket, served = [], self.pending.popleft(), list[tuple[Request, Round]]()
-        for _, request, done, ended in ticket.read():
+        for at, request, done, ended in ticket.read():
             if request.finished:
                 continue
+            if request.reported:
+                request.logprobs += ticket.logprobs(at, len(done.tokens))
             served.append((request, done))
             request.rounds.append(done)
             request.emitted += len(done.tokens)

@@ -1,4 +1,4 @@
-"""Texts whose tokens the host chooses: those with grammars, drafts that are drawn and tested, or log-probabilities.
+"""Texts whose tokens the host chooses: with grammars, drafts that are drawn and tested, or likeliest tokens to report.
 
 `paceline.speculate` and `paceline.sampling` run them as they run on the CPU, one sequence at a time, in places that the
 batch's rounds do not touch. Passes and draft steps are graphs of the kernels of the batch's rounds, so a row of logits
@@ -105,13 +105,17 @@ class Desk:
         return PassCache(self.model.cache, *(self.nobody if rehearsal else self.where), span)
 
 
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host, complete once the device has come so far."""
+    out = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return out.copy_(tensor, non_blocking=True)
+
+
 def download(tensor: Tensor) -> Any:
     """A tensor's values in NumPy, once they are there."""
-    if not tensor.is_cuda:
-        return tensor.numpy()
-    out = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    out.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    out = to_host(tensor)
+    if tensor.is_cuda:
+        torch.cuda.current_stream().synchronize()
     return out.numpy()
 
 

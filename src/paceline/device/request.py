@@ -58,4 +58,9 @@ class Request:
         """Whether the host must choose its tokens, round by round: see `paceline.device.hosted`."""
         p = self.params
         tested = p.accept != "coupled" and p.temperature > 0.0
-        return bool(tested or self.constraint or p.logprobs is not None or len(p.biases) > MOST_BIASES)
+        return bool(tested or self.constraint or p.logprobs or len(p.biases) > MOST_BIASES)
+
+    @property
+    def reported(self) -> bool:
+        """Whether the batch's rounds report log-probabilities for it: of its own tokens, and of no others."""
+        return self.params.logprobs is not None and not self.hosted

@@ -22,10 +22,21 @@ from paceline.kernels.gpu.rules import Rules, Ruling, neutral_rules, remember
 from paceline.models.gemma4 import Target
 
 
+class How(NamedTuple):
+    """How tokens are chosen: `mode` as in `rows.mode_of`.
+
+    rules: whether any sequence has penalties, biases or a least length; report: whether log-probabilities are wanted.
+    """
+
+    mode: str
+    rules: bool = False
+    report: bool = False
+
+
 class Shape(NamedTuple):
     """What one captured round serves: its first `batch` places, k drafts each, no position at or beyond `span`.
 
-    rules: whether any sequence has penalties, biases or a least length.
+    rules and report are those of `How`.
     """
 
     batch: int
@@ -33,6 +44,12 @@ class Shape(NamedTuple):
     mode: str
     span: int
     rules: bool = False
+    report: bool = False
+
+    @property
+    def how(self) -> How:
+        """How its tokens are chosen."""
+        return How(self.mode, self.rules, self.report)
 
 
 SPANS = (1024, 4096, 16384, 65536, 262144)
@@ -47,6 +64,7 @@ def span_of(reach: int, context: int) -> int:
 class Places:
     """Everything the device knows of every place of a batch; the host writes it only between rounds.
 
+    reports float64 [count, 16]: log-probabilities of what the last round chose, where any are wanted.
     history int32 [count, vocab]: what each sequence has read and written (`rules`), once any has rules.
     """
 
@@ -54,6 +72,7 @@ class Places:
     params: Params
     rules: Rules
     outcome: Tensor
+    reports: Tensor
     history: Tensor | None = None
 
     @classmethod
@@ -70,14 +89,14 @@ class Places:
         )  # fmt: skip
         params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64),
                         floor=zeros(f64) - math.inf)  # fmt: skip
-        return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS))
+        return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS), zeros(f64, MAX_TENTATIVE))
 
     def part(self, start: int, stop: int) -> Places:
         """The places start .. stop - 1, as views."""
         cut = slice(start, stop)
         return Places(
             Sequences(*(t[cut] for t in self.sequences)), Params(*(t[cut] for t in self.params)),
-            Rules(*(t[cut] for t in self.rules)), self.outcome[cut],
+            Rules(*(t[cut] for t in self.rules)), self.outcome[cut], self.reports[cut],
             None if self.history is None else self.history[cut],
         )  # fmt: skip
 
@@ -112,7 +131,7 @@ class DeviceModel:
         differs are what plain decoding would have emitted (see `paceline.speculate`). A rehearsal works on idle places.
         """
         places, cache = self._idle(shape) if rehearsal else self._live(shape)
-        sequences, choice = places.sequences, self.choice(places, shape.mode, shape.rules)
+        sequences, choice = places.sequences, self.choice(places, shape.how)
         drafts = self.drafter.propose(sequences, cache, choice, shape.k) if self.drafter and shape.k else None
         rows, hidden = self.verify(sequences, drafts, cache)
         chosen = choice.choose(self.target, hidden, rows.chosen_at, drafts)
@@ -120,14 +139,15 @@ class DeviceModel:
         if choice.ruling is not None:
             remember(choice.ruling.history, places.outcome)
 
-    def choice(self, places: Places, mode: str, rules: bool) -> Choice:
+    def choice(self, places: Places, how: How) -> Choice:
         """How the sequences of these places choose."""
-        if not rules:
-            return Choice(mode, places.params, self.suppressed)
+        report = places.reports if how.report else None
+        if not how.rules:
+            return Choice(how.mode, places.params, self.suppressed, None, report)
         assert places.history is not None
         s = places.sequences
         ruling = Ruling(places.rules, places.history, s.remaining, s.stops, self.ending.end_ids)
-        return Choice(mode, places.params, self.suppressed, ruling)
+        return Choice(how.mode, places.params, self.suppressed, ruling, report)
 
     def keep_histories(self) -> Tensor:
         """The history of every place; made when the first text with rules comes, since it takes 4 bytes an id each."""
@@ -160,10 +180,10 @@ class DeviceModel:
         cache = PassCache(self.cache, chunk.table, chunk.ring, self.cache.context, chunk=n)
         return self._run(chunk.ids, reach, cache, wanted)
 
-    def first_token(self, hidden: Tensor, place: int, mode: str, rules: bool) -> Tensor:
+    def first_token(self, hidden: Tensor, place: int, how: How) -> Tensor:
         """The token int64 [1] that a prompt's last state [1, D] chooses for `place`, whose sequence is in place."""
         own = self.places.part(place, place + 1)
-        return self.choice(own, mode, rules).choose(self.target, hidden, own.sequences.length.long())
+        return self.choice(own, how).choose(self.target, hidden, own.sequences.length.long())
 
     def _live(self, shape: Shape) -> tuple[Places, PassCache]:
         tables, rings = self.cache.tables[: shape.batch], self.cache.rings[: shape.batch]

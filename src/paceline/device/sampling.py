@@ -11,6 +11,7 @@ from torch import Tensor
 from paceline.kernels.gpu import choose, matmul
 from paceline.kernels.gpu.centroids import Clustered, centroid_choice
 from paceline.kernels.gpu.matmul import HeadWeight
+from paceline.kernels.gpu.report import report
 from paceline.kernels.gpu.rows import Columns
 from paceline.kernels.gpu.rows import Rows as Params
 from paceline.kernels.gpu.rules import Ruling, reshape
@@ -27,12 +28,14 @@ class Choice:
     """How tokens are chosen in one graph: `mode` as in `choose.mode_of`, with each sequence's parameters [B].
 
     suppressed: int32 ids that never come out, or None. ruling: penalties, biases and least lengths, where any are on.
+    report: float64 [B, 16] that the log-probabilities of the tokens go to, by the model itself, where they are wanted.
     """
 
     mode: str
     params: Params
     suppressed: Tensor | None = None
     ruling: Ruling | None = None
+    report: Tensor | None = None
 
     def choose(self, target: Target, hidden: Tensor, positions: Tensor, drafts: Tensor | None = None) -> Tensor:
         """The target's own token int64 [n] for each hidden state [n, D]; the token will sit at positions [n].
@@ -40,12 +43,16 @@ class Choice:
         Each sequence's rows stand after none, one, ... of its drafts int64 [k, B].
         """
         head = head_of(target)
-        if self.mode == GREEDY and self.ruling is None:
+        if self.mode == GREEDY and self.ruling is None and self.report is None:
             return choose.pick_best(*matmul.head_best(hidden, head, self.suppressed))
-        logits = matmul.head_logits(hidden, head)
+        logits = ruled = matmul.head_logits(hidden, head)
         if self.ruling is not None:
-            reshape(logits, None, self.ruling, drafts)
-        return choose.sample(logits, self.params, positions, self.mode, Columns(suppress=self.suppressed))
+            ruled = logits if self.report is None else logits.clone()  # rules reshape in place
+            reshape(ruled, None, self.ruling, drafts)
+        chosen = choose.sample(ruled, self.params, positions, self.mode, Columns(suppress=self.suppressed))
+        if self.report is not None:
+            report(logits, chosen, self.report)
+        return chosen
 
     def guess(self, model: DraftModel, state: Tensor, positions: Tensor, draft: Draft) -> Tensor:
         """The drafter's token int64 [B] from its state [B, d], with the rules and the noise the target will use there.
