@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from device_models import (
     CUT,
     END,
@@ -35,6 +36,7 @@ from paceline.control.cost import CostTable, Timing
 from paceline.device import request as requests_module
 from paceline.device.cache import BatchCache, Where
 from paceline.device.engine import DeviceEngine
+from paceline.device.graphs import Graphs
 from paceline.device.pilot import Pilot
 from paceline.device.request import Request
 from paceline.device.serve import DeviceServer
@@ -316,6 +318,57 @@ def test_a_closed_stream_gives_its_place_back(experts: Both) -> None:
     assert server.engine.model.cache.held
     stream.close()
     check_idle(server.engine)
+
+
+class Replayed:
+    """A graph as far as its callers see: replays a call on the tensors that it knew, into tensors of its own.
+
+    What other graphs left behind is spoiled by every replay: they share their memory.
+    """
+
+    made: ClassVar[list[Replayed]] = []
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call, self.fresh, self.out = call, True, call()
+        self.made.append(self)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        outs = self.out if isinstance(self.out, tuple) else (self.out,)
+        return [out for out in outs if out is not None]
+
+    def replay(self) -> None:
+        for other in self.made:
+            if other is not self:
+                for tensor in other.tensors:
+                    tensor.fill_(torch.nan if tensor.is_floating_point() else VOCAB - 1)
+        if self.fresh:  # a capture only records, but here it has run
+            self.fresh = False
+            return
+        before, self.out = self.tensors, self.call()
+        for old, new in zip(before, self.tensors, strict=True):
+            old.copy_(new)
+        self.out = tuple(before) if isinstance(self.out, tuple) else before[0] if before else None
+
+
+def test_captured_passes_serve_texts_in_turn(experts: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs know addresses and no text; what they leave lies in memory that they share."""
+
+    def capture(self: Graphs, call: Callable[[], Any]) -> tuple[Any, Any]:
+        graph = Replayed(call)
+        return graph, graph.out
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    monkeypatch.setattr(Replayed, "made", [])
+    model = experts.engine(experts.mtp(), places=3, ends=(END,)).model
+    drawn, told = replace(FREE, accept="rejection"), replace(CUT, logprobs=1)
+    asked = [request(PROMPT, 6, 2, drawn), request(PROMPT, 3, 1, told), request(PROMPT, 3, 1, GREEDY)]
+    assert run(DeviceEngine(model), *asked) == [
+        on_the_cpu(experts, replace(drawn, max_tokens=6), 2).token_ids, experts.plain(PROMPT, CUT, 3),
+        experts.plain(PROMPT, GREEDY, 3)
+    ]  # fmt: skip
+    assert len(Replayed.made) >= 5  # a prompt's chunk, passes, a draft step, a round
 
 
 # ---- open draft lengths ---------------------------------------------------------------------------------------------
