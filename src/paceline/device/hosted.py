@@ -90,7 +90,7 @@ class Desk:
         logits, ids, after = self.graphs.replay(
             ("step", span), lambda rehearsal: drafter.step(self.sequences, self._cache(span, rehearsal))
         )
-        return (download(logits), None) if ids is None else (download(logits), download(ids)), after
+        return (download(logits), None if ids is None else download(ids)), after
 
     def _sit(self, lease: Lease, length: int, tokens: Sequence[int]) -> None:
         """Puts a sequence of `length` tokens where the graphs look for it, and the tokens that follow."""
