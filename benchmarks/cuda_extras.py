@@ -33,7 +33,8 @@ from paceline.bench.prompts import load_prompts, sample
 from paceline.bench.rounds import RoundTimer, Setting
 from paceline.bench.shape import copy_bandwidth
 from paceline.device.build import Room, random_model
-from paceline.device.engine import DeviceEngine, Request, Ticket
+from paceline.device.engine import DeviceEngine, Ticket
+from paceline.device.request import Request
 from paceline.kernels.reference import TorchOps
 from paceline.llm import LLM
 from paceline.models.gemma4 import Target

@@ -27,10 +27,11 @@ from paceline.cache import KVCache, Storage
 from paceline.device.build import Room, device_model, random_pair
 from paceline.device.cache import PassCache
 from paceline.device.drafters import MtpDraft, ScriptedDraft
-from paceline.device.engine import DeviceEngine, Request
+from paceline.device.engine import DeviceEngine
+from paceline.device.request import Request
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu import matmul
-from paceline.kernels.gpu.accept import Ending, Sequences, verify_rows
+from paceline.kernels.gpu.accept import Ending, Sequences
 from paceline.kernels.reference import TorchOps
 from paceline.models.gemma4 import Target
 from paceline.models.plan import Plan
@@ -181,9 +182,8 @@ def logits_rows(trial: Trial) -> dict[str, Any]:
         own.length.fill_(length + at)
         own.last.copy_(script[:batch, at])
         drafts = script[:batch, at + 1 : at + count].T.contiguous() if count > 1 else None
-        found = verify_rows(own, drafts, model.window)
         cache = PassCache(model.cache, model.cache.tables[:batch], model.cache.rings[:batch], 1024)
-        return trial.target.logits(model._forward(found, cache)).view(batch, count, -1)
+        return trial.target.logits(model.verify(own, drafts, cache)[1]).view(batch, count, -1)
 
     together = rows(8, 0, k + 1).clone()
     alone = torch.stack([rows(1, i, 1)[0, 0] for i in range(k + 1)])
@@ -214,13 +214,13 @@ def oracle_in(trial: Trial, dtype: torch.dtype) -> dict[str, float]:
     ends = torch.zeros(0, dtype=torch.int64, device="cuda")
     engine = DeviceEngine(device_model(target, None, Room(places=1, context=192), Ending(ends)))
     engine.model.cache.reserve(0, 128)
-    after_prompt = target.logits(engine.graphs.chunk(torch.tensor(tokens[:64]), 0, 0, 1))
+    after_prompt = target.logits(engine.graphs.prompt(tokens[:64], engine.model.cache.where(0)))
     own = Sequences(*(t[:1].clone() for t in engine.model.places.sequences))
     own.length.fill_(64)
     own.last.fill_(tokens[64])
-    rows = verify_rows(own, torch.tensor(tokens[65:72], device="cuda")[:, None].contiguous(), engine.model.window)
-    cache = PassCache(engine.model.cache, engine.model.cache.tables[:1], engine.model.cache.rings[:1], 128)
-    verified = target.logits(engine.model._forward(rows, cache))
+    drafts = torch.tensor(tokens[65:72], device="cuda")[:, None].contiguous()
+    cache = PassCache(engine.model.cache, *engine.model.cache.where(0), 128)
+    verified = target.logits(engine.model.verify(own, drafts, cache)[1])
     return {"prompt": distance(after_prompt, expected[:1]), "verification": distance(verified, expected[1:])}
 
 

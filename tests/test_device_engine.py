@@ -19,22 +19,24 @@ from device_models import (
     Both,
     Recording,
     RecordingOnDevice,
+    check_idle,
     make,
+    quick_interpreter,
+    request,
+    run,
+    tokens,
 )
-from gpu import HAVE_GPU
 
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
-from paceline.device import graphs
 from paceline.device.drafters import MtpDraft
-from paceline.device.engine import DeviceEngine, Request
 from paceline.device.pilot import Pilot
+from paceline.device.request import Request
 from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import PromptError, UsageError
-from paceline.kernels.gpu import attention
-from paceline.types import AUTO, DraftLength, SamplingParams
+from paceline.types import AUTO, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -59,63 +61,8 @@ def experts(made: dict[str, Both]) -> Both:
 
 @pytest.fixture(autouse=True)
 def faster(monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Iterator[None]:
-    """Under the interpreter: shorter chunks, one program where attention would start many, less start-up work."""
-    if HAVE_GPU:
+    with quick_interpreter(monkeypatch):
         yield
-        return
-    from triton.runtime import interpreter
-
-    few = attention.Tiling(split=64, leaves=1, ahead=1)
-    monkeypatch.setattr(attention, "TILINGS", {16: few, 32: few})
-    monkeypatch.setattr(attention, "PROGRAMS", 1)
-    monkeypatch.setattr(graphs, "CHUNKS", (4, 16))
-    real, scopes = interpreter._patch_lang, dict[frozenset[int], Any]()
-
-    def once(function: Any) -> Any:
-        """Triton patches its language anew for each call of each function, which takes longer than most calls."""
-        key = frozenset(id(v) for v in function.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
-        if key not in scopes:
-            scopes[key] = real(function)
-        return interpreter._LangPatchScope()
-
-    monkeypatch.setattr(interpreter, "_patch_lang", once)
-    yield
-    for scope in reversed(scopes.values()):
-        scope.restore()
-
-
-# ---- running --------------------------------------------------------------------------------------------------------
-
-
-def request(prompt: list[int], new: int, k: DraftLength, params: SamplingParams = GREEDY, **options: Any) -> Request:
-    changed = {**vars(params), "max_tokens": new}
-    return Request(prompt, SamplingParams(**changed), k, **options)
-
-
-def tokens(done: Request) -> list[int]:
-    return [token for each in done.rounds for token in each.tokens]
-
-
-def run(engine: DeviceEngine, *requests: Request) -> list[list[int]]:
-    """The texts of requests that all come at once."""
-    for each in requests:
-        engine.submit(each)
-    while engine.busy:
-        engine.step()
-    check_idle(engine)
-    return [tokens(each) for each in requests]
-
-
-def check_idle(engine: DeviceEngine) -> None:
-    """Everything is given back: pages, rings, and nothing left to write or to read."""
-    cache, s = engine.model.cache, engine.model.places.sequences
-    assert not engine.busy
-    assert not cache.held
-    assert sorted(cache.storage.free_pages) == list(range(1, cache.storage.pages))
-    assert not cache.tables.any()
-    assert sorted(cache.rings.flatten().tolist()) == list(range(cache.places + 1))
-    assert not s.remaining.any()
-    assert not s.length.any()
 
 
 # ---- one text -------------------------------------------------------------------------------------------------------
@@ -214,8 +161,6 @@ def test_what_does_not_fit_is_refused(experts: Both) -> None:
     with pytest.raises(PromptError, match=f"exceed the {CONTEXT} tokens set aside"):
         server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 5), 3)
     assert server.request(PROMPTS[0], SamplingParams(max_tokens=CONTEXT - 6), 3).tokens == CONTEXT
-    with pytest.raises(UsageError, match="logit_bias may name 300 tokens on a GPU, not 301"):
-        server.request(PROMPTS[0], SamplingParams(max_tokens=4, logit_bias=dict.fromkeys(range(301), 1.0)), 3)
 
 
 def test_a_full_context_beside_deeper_drafts(experts: Both) -> None:

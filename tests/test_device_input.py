@@ -20,7 +20,7 @@ from test_bad_input import edit_tensors
 
 from paceline import available
 from paceline.config import TextConfig, read_target
-from paceline.device import load, memory
+from paceline.device import load, memory, request
 from paceline.device.cache import BatchCache
 from paceline.device.memory import CONTEXT, MARGIN_BYTES, Need, choose_room
 from paceline.device.serve import DeviceServer
@@ -263,7 +263,7 @@ def test_out_of_memory_gives_back_what_it_took(gpu: None, monkeypatch: pytest.Mo
     held: list[weakref.ref[Weights]] = []
     alive: list[bool] = []
 
-    def fails(resolved: Resolved) -> DeviceServer:
+    def fails(resolved: Resolved, tokenizer: None) -> DeviceServer:
         weights = Weights()
         held.append(weakref.ref(weights))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -271,7 +271,7 @@ def test_out_of_memory_gives_back_what_it_took(gpu: None, monkeypatch: pytest.Mo
     monkeypatch.setattr(load, "_load", fails)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[0]() is not None))
     with pytest.raises(UsageError, match=r"the GPU ran out of memory, and has 80\.00 GB free without this; ask for"):
-        load.load_server(SimpleNamespace())  # type: ignore[arg-type]
+        load.load_server(SimpleNamespace(), None)  # type: ignore[arg-type]
     assert alive == [False]
 
 
@@ -309,3 +309,27 @@ def test_prompts_beyond_the_context_are_refused_before_the_first_token(gpu: None
     llm = LLM(resolve(Options(**dense(pairs))), server(read_target(pairs["12b"].target)), None)
     with pytest.raises(PromptError, match="500 prompt tokens and max_tokens 64 exceed the 512 tokens set aside"):
         llm.stream([3] * 500, SamplingParams(max_tokens=64), k=4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"logprobs": 0}, {"logprobs": 1}, {"best_of": 2}, {"accept": "block", "temperature": 1.0}, {"accept": "rejection",
+     "temperature": 1.0}, {"json_schema": "{}"}, {"regex": "a"}, {"grammar": "start: /a/"},
+     {"logit_bias": dict.fromkeys(range(200), 1.0)}],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_every_parameter_is_served(
+    gpu: None, pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    """Every parameter of the CPU's engine; grammars where they can be compiled, and else they are refused by name."""
+    monkeypatch.setattr(request, "MOST_BIASES", 199)
+    own = server(read_target(pairs["12b"].target))
+    llm, params = LLM(resolve(Options(**dense(pairs))), own, None), SamplingParams(**values)
+    if params.structure:
+        pytest.importorskip("llguidance")
+        with pytest.raises(UsageError, match=f"{params.structure[0]} needs a tokenizer"):
+            llm.generate([[3] * 9], params, k=4)
+        own.structure = SimpleNamespace(constraint=lambda wish: wish.structure)  # type: ignore[assignment]
+    asked = [llm.stream([3] * 9, text, k=4).job[0] for text in params.streams()]
+    assert len(asked) == (params.best_of or 1)
+    assert all(each.hosted or each.reported for each in asked)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.control.auto import Auto, pooled
+from paceline.control.auto import Auto, Kinds, pooled
 from paceline.control.cost import CostTable, Timing
-from paceline.control.policy import Served
-from paceline.device.pilot import BATCHES, CONTEXTS, DRAFTS, Pilot, Seat, prior_table
+from paceline.control.policy import Served, State
+from paceline.device.pilot import BATCHES, CONTEXTS, DRAFTS, Pilot, Seat, first_pilot, prior_table
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
@@ -95,3 +95,15 @@ def test_pooled_acceptance_is_that_of_those_who_get_there() -> None:
     assert pooled([[0.5, 0.5]]) == [0.5, 0.5]
     assert pooled([[1.0, 1.0], [0.0, 0.9]]) == [0.5, 1.0]
     assert pooled([[0.0, 1.0], [0.0, 1.0]]) == [0.0, 0.0]
+
+
+def test_texts_alone_have_a_policy_that_knows_what_the_host_costs() -> None:
+    """Rows that come to the host make drafts dearer than those of a graph."""
+    first = first_pilot(target_config("e2b"), drafter_config("e2b"))
+    assert isinstance(first.alone, Kinds)
+    tables = first.alone.now.table, first.policy.table
+    dear, cheap = (table.ms(4) / table.ms(0) for table in tables)
+    assert dear > cheap > 1
+    assert first.alone.now.listens
+    assert first.alone.choose(State("a", 1, 10)) >= 0
+    assert first.reason(alone=True) == first.alone.reason != first.reason()

@@ -91,7 +91,19 @@ def calls() -> list[Callable[[], Any]]:
     import torch
 
     from paceline.kernels import Branch, Heads, Rope
-    from paceline.kernels.gpu import accept, centroids, choose, fused, matmul, moe, moe_plan, ple, prefill, rules
+    from paceline.kernels.gpu import (
+        accept,
+        centroids,
+        choose,
+        fused,
+        matmul,
+        moe,
+        moe_plan,
+        ple,
+        prefill,
+        report,
+        rules,
+    )
     from paceline.kernels.gpu.attention import attention
     from paceline.kernels.gpu.launch import CacheView
     from paceline.kernels.gpu.rows import Columns, rows_of
@@ -180,6 +192,7 @@ def calls() -> list[Callable[[], Any]]:
         params, at = rows_of([SamplingParams(temperature=1.0)] * 2, "cpu"), t(4, dtype=i64)
         for mode in ("top", "general"):
             choose.sample(f(4, 262144), params, at, mode, Columns(suppress=t(1, dtype=i32)))
+        report.report(f(4, 262144), t(4, dtype=i64), t(2, 16, dtype=torch.float64))
         choose.pick_best(f(4096, 4), t(4096, 4, dtype=i32))
         found = centroids.centroid_choice(f(1, 2, 2048), 32, t(2048, 128, dtype=i64), t(2, 256), t(262144, 256))
         choose.pick_best(found.tile_values, found.tile_ids)

@@ -19,7 +19,7 @@ def test_captured_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         def replay(self) -> None: ...
 
     captured: list[Shape] = []
-    monkeypatch.setattr(graphs, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     own = graphs.Graphs(Model())  # type: ignore[arg-type]
     monkeypatch.setattr(own, "_capture", lambda call: (Graph(), captured.append(wanted)))
@@ -27,4 +27,4 @@ def test_captured_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = Shape(batch, 0, "greedy", 1024)
         own.round(wanted)
     assert [shape.batch for shape in captured] == [1, 2, 4, 2]
-    assert len(own.rounds) == 2
+    assert len(own.kept) == 2

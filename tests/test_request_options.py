@@ -15,7 +15,6 @@ from families import PROMPT, VOCAB, Oracle, Pair
 from test_processors import FAMILY, NEW, RULES, WINDOW, generate, unruled
 from zoo import ZOO, Model, Scripted
 
-from paceline.device.serve import DeviceServer
 from paceline.drafters import NoDrafter
 from paceline.engine import Engine
 from paceline.errors import ConfigError, UsageError
@@ -238,16 +237,3 @@ def test_bias_of_unknown_tokens_is_refused_before_the_first(pairs: dict[str, Pai
     with pytest.raises(UsageError, match=wanted):
         generate(Engine(model.target, drafter), params, 3)
     assert drafter.rounds == 0
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{"logprobs": 0}, {"best_of": 2}, {"accept": "block"}, {"accept": "rejection"}, {"json_schema": "{}"},
-     {"regex": "a"}, {"grammar": "start: /a/"}],
-    ids=lambda values: next(iter(values)),
-)  # fmt: skip
-def test_the_gpu_engine_refuses_what_it_does_not_serve(values: dict[str, Any]) -> None:
-    server = DeviceServer.__new__(DeviceServer)  # refused before anything of it is used
-    (name,) = values
-    with pytest.raises(UsageError, match=f"^{name} is not supported on device 'cuda' yet; use device 'cpu'$"):
-        server.request(PROMPT, SamplingParams(**values), 0)

@@ -30,7 +30,7 @@ def chunk_ms(engine: DeviceEngine, ids: torch.Tensor, start: int, wanted: int) -
     for _ in range(6):
         begin, end = marks(2)
         begin.record()
-        engine.graphs.chunk(ids, start, 0, wanted)
+        engine.graphs.chunk(ids, start, engine.model.cache.where(0), wanted)
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
@@ -40,7 +40,7 @@ def chunk_ms(engine: DeviceEngine, ids: torch.Tensor, start: int, wanted: int) -
 def kernels(engine: DeviceEngine, ids: torch.Tensor, start: int) -> list[tuple[float, float, str]]:
     """(start, end, name) of every kernel of a chunk, in microseconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        engine.graphs.chunk(ids, start, 0, 1)
+        engine.graphs.chunk(ids, start, engine.model.cache.where(0), 1)
         torch.cuda.synchronize()
     return [(e.time_range.start, e.time_range.end, e.name) for e in seen.events()
             if e.device_time and "cuda" not in e.name]  # fmt: skip

@@ -53,15 +53,38 @@ def ring_slots(window: int) -> int:
     return -(-(window + MAX_TENTATIVE) // PAGE) * PAGE
 
 
-class KVCache:
+class Extent:
+    """How many tokens a sequence has in a cache, and how many of them its last pass may still take back."""
+
+    def __init__(self) -> None:
+        self.length = self.tentative = 0
+
+    def append(self, count: int) -> range:
+        """The positions of the next `count` tokens, which stay tentative until the next call.
+
+        Raises RollbackError above MAX_TENTATIVE tokens.
+        """
+        if count > MAX_TENTATIVE:
+            raise RollbackError(f"a pass of {count} tokens does not fit the {MAX_TENTATIVE} slots kept for one")
+        start, self.length, self.tentative = self.length, self.length + count, count
+        return range(start, self.length)
+
+    def rollback(self, count: int) -> None:
+        """Takes back the last `count` tokens of the last pass: exact, or a RollbackError."""
+        if not 0 <= count <= self.tentative:
+            raise RollbackError(f"cannot take back {count} tokens: the last pass added {self.tentative}")
+        self.length -= count
+        self.tentative -= count
+
+
+class KVCache(Extent):
     """One sequence's share of a `Storage`: how long it is, and where its tokens lie."""
 
     def __init__(self, storage: Storage) -> None:
+        super().__init__()
         if not storage.free_rings:
             raise UsageError("this cache holds as many sequences as it was made for; wait for one to finish")
         self.storage = storage
-        self.length = 0
-        self.tentative = 0
         self._held = 0
         self._ring = storage.free_rings.pop()
         self._table = np.zeros(max(storage.pages, 1), np.int64)
@@ -80,26 +103,14 @@ class KVCache:
         return self._views[layer]
 
     def append(self, count: int) -> range:
-        """Makes room for the next `count` tokens and returns their positions; they stay tentative until the next call.
-
-        Raises RollbackError above MAX_TENTATIVE tokens, UsageError when the pages are used up.
-        """
-        if count > MAX_TENTATIVE:
-            raise RollbackError(f"a pass of {count} tokens does not fit the {MAX_TENTATIVE} slots kept for one")
-        while self._held * PAGE < self.length + count:
+        """Makes room for the next `count` tokens, too: UsageError when the pages are used up."""
+        # A pass that is too long is refused before it takes pages.
+        while count <= MAX_TENTATIVE and self._held * PAGE < self.length + count:
             if not self.storage.free_pages:
                 raise UsageError(f"the cache is full at {self.length} tokens; allow more context or shorten the prompt")
             self._table[self._held] = self.storage.free_pages.pop()
             self._held += 1
-        start, self.length, self.tentative = self.length, self.length + count, count
-        return range(start, self.length)
-
-    def rollback(self, count: int) -> None:
-        """Takes back the last `count` tokens of the last pass: exact, or a RollbackError."""
-        if not 0 <= count <= self.tentative:
-            raise RollbackError(f"cannot take back {count} tokens: the last pass added {self.tentative}")
-        self.length -= count
-        self.tentative -= count
+        return super().append(count)
 
     def release(self) -> None:
         """Gives pages and ring back. The cache must not be used afterwards."""

@@ -89,7 +89,7 @@ class LLM:
         if resolved.backend == "cuda":
             from paceline.device.load import load_server  # needs Triton
 
-            return cls(resolved, load_server(resolved), text)
+            return cls(resolved, load_server(resolved, text.tokenizer if text else None), text)
         target = load_target(resolved.target, get_ops(resolved.backend))
         end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
         suppress = resolved.generation.suppress

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.device.engine import SPANS, DeviceEngine
-from paceline.device.round import Shape
+from paceline.device.engine import DeviceEngine
+from paceline.device.round import SPANS, Shape
 
 ENDLESS = 1 << 30
 # A kernel's class, by what its name begins with; the first that fits.

@@ -20,8 +20,9 @@ from paceline import acceptance, roofline
 from paceline.bench.rounds import RoundTimer, Setting, marks
 from paceline.bench.shape_options import ROOM_AFTER, ShapeOptions, record_head
 from paceline.device.build import random_model
-from paceline.device.engine import DeviceEngine, Request
+from paceline.device.engine import DeviceEngine
 from paceline.device.memory import Need, choose_room
+from paceline.device.request import Request
 from paceline.kernels.gpu import moe_plan
 from paceline.shapes import drafter_config, target_config
 from paceline.types import SamplingParams

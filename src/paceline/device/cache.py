@@ -5,6 +5,8 @@ Page 0 and the last ring belong to nobody: idle places of a batch, and rehearsal
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,13 @@ from paceline.config import TextConfig
 from paceline.errors import UsageError
 from paceline.kernels import Ops
 from paceline.kernels.gpu.launch import CacheView, cdiv
+
+
+class Where(NamedTuple):
+    """Where one sequence's keys and values lie: table int32 [1, pages], ring int32 [1, 1]."""
+
+    table: Tensor
+    ring: Tensor
 
 
 class BatchCache:
@@ -28,6 +37,7 @@ class BatchCache:
         self.tables = torch.zeros(places + 1, self.pages + 1, dtype=torch.int32, device=device)
         self.rings = torch.arange(places + 1, dtype=torch.int32, device=device)[:, None]
         self.held: dict[int, list[int]] = {}
+        self.lent: dict[int, Tensor] = {}
 
     @property
     def nbytes(self) -> int:
@@ -48,10 +58,30 @@ class BatchCache:
         row = torch.tensor(pages + [0] * (self.pages + 1 - len(pages)), dtype=torch.int32)
         self.tables[place].copy_(row)
 
+    def lend(self, place: int, tokens: int) -> Where:
+        """`reserve` for a sequence that the batch's rounds must not touch: to them the place looks idle."""
+        self.reserve(place, tokens)
+        where = Where(*(tensor.clone() for tensor in self.where(place)))
+        self.tables[place].zero_()
+        self.rings[place].copy_(self.rings[-1])  # nobody's: a batch's round writes there for idle places
+        self.lent[place] = where.ring[0]
+        return where
+
+    def where(self, place: int) -> Where:
+        """The pages and the ring of a place."""
+        return Where(self.tables[place : place + 1], self.rings[place : place + 1])
+
+    @property
+    def nobody(self) -> Where:
+        """Where rehearsals write. In tensors of their own, since kernels are compiled for aligned addresses apart."""
+        return Where(*(tensor.clone() for tensor in self.where(self.places)))
+
     def release(self, place: int) -> None:
         """Takes the pages back; the place writes to nobody's page from the next round on."""
         self.storage.free_pages.extend(self.held.pop(place))
         self.tables[place].zero_()
+        if place in self.lent:
+            self.rings[place].copy_(self.lent.pop(place))
 
     def move(self, source: int, target: int) -> None:
         """`target`, which is free, takes over the sequence of `source`; their rings change hands too."""

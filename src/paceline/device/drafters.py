@@ -9,9 +9,10 @@ from torch import Tensor
 
 from paceline.config import FULL, SLIDING
 from paceline.device.cache import PassCache
-from paceline.device.sampling import Choice
+from paceline.device.sampling import Choice, scores
 from paceline.kernels import Reach
-from paceline.kernels.gpu.accept import Sequences, draft_rows
+from paceline.kernels.gpu import parts
+from paceline.kernels.gpu.accept import Rows, Sequences, draft_rows
 from paceline.kernels.gpu.matmul import HeadWeight, quantize_head
 from paceline.models.gemma4 import Target
 from paceline.models.mtp import MtpDrafter
@@ -40,15 +41,31 @@ class MtpDraft:
         self.window = max((layer.window or 0) for layer in model.kinds.values()) or context
 
     def propose(self, sequences: Sequences, cache: PassCache, choice: Choice, k: int) -> Tensor:
-        rows, last = draft_rows(sequences, self.back, self.window, k)
-        firsts = {SLIDING: rows.first, FULL: rows.zero}
-        reach = {kind: Reach(rows.positions, firsts[kind], last, self.ropes[kind]) for kind in self.ropes}
+        rows, reach = self._reach(sequences, k)
         token, hidden, drafts = sequences.last, sequences.hidden, list[Tensor]()
         for j in range(k):
-            state, hidden = self.model.step(self.target.embed(token), hidden, reach, cache)  # type: ignore[arg-type]
+            state, hidden = self._step(token, hidden, reach, cache)
             token = choice.guess((self.model, self.head), state, rows.chosen_at[j], drafts)
             drafts.append(token)
         return torch.stack(drafts) if k > 1 else drafts[0][None]
+
+    def step(self, sequences: Sequences, cache: PassCache) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One step, of which somebody else chooses the token: `scores` of what follows each sequence's last token, and
+        the next step's hidden states [B, D]. Within a round, only last and hidden may change between steps.
+        """
+        _, reach = self._reach(sequences, 1)
+        state, hidden = self._step(sequences.last, sequences.hidden, reach, cache)
+        return *scores((self.model, self.head), state), parts.total(hidden, sequences.hidden.dtype)
+
+    def _reach(self, sequences: Sequences, k: int) -> tuple[Rows, dict[str, Reach]]:
+        """Where the round's steps stand, and what they see."""
+        rows, last = draft_rows(sequences, self.back, self.window, k)
+        firsts = {SLIDING: rows.first, FULL: rows.zero}
+        return rows, {kind: Reach(rows.positions, firsts[kind], last, rope) for kind, rope in self.ropes.items()}
+
+    def _step(self, token: Tensor, hidden: Tensor, reach: dict[str, Reach], cache: PassCache) -> tuple[Tensor, Tensor]:
+        """(The state [B, d] that chooses, the next step's hidden states as parts)."""
+        return self.model.step(self.target.embed(token), hidden, reach, cache)  # type: ignore[arg-type]
 
 
 class ScriptedDraft:

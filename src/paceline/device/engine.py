@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from paceline.control.auto import Plan
 from paceline.control.policy import Served
-from paceline.device.graphs import Graphs, split_prompt
-from paceline.device.memory import largest_chunk
-from paceline.device.pilot import Pilot, Seat
-from paceline.device.round import DeviceModel, Shape
+from paceline.device.graphs import Graphs
+from paceline.device.hosted import Host, to_host
+from paceline.device.pilot import Pilot
+from paceline.device.request import Request
+from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
 from paceline.kernels.gpu.launch import pow2
@@ -28,40 +27,7 @@ from paceline.kernels.gpu.rows import mode_of, rows_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
-from paceline.steering import LONGEST
-from paceline.types import AUTO, DraftLength, SamplingParams
-
-NUMBERS = count(1)  # names of requests
-SPANS = (1024, 4096, 16384, 65536, 262144)
-
-
-@dataclass(eq=False)
-class Request:
-    """One text to generate, drafting at most k tokens a round, or what pays. `rounds`: what is known of it so far."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    k: DraftLength
-    stop_ids: bool = True
-    rounds: deque[Round] = field(default_factory=deque)
-    emitted: int = 0
-    finished: bool = False
-    name: str = field(default_factory=lambda: f"{next(NUMBERS)}")
-
-    @property
-    def most(self) -> int:
-        """The longest draft that a round may make for it."""
-        return LONGEST if self.k == AUTO else self.k
-
-    @property
-    def tokens(self) -> int:
-        """Most tokens its cache must hold: a last round may write k beyond the end."""
-        return len(self.prompt) + self.params.max_tokens + self.most
-
-    @property
-    def seat(self) -> Seat:
-        """What the choice of draft lengths knows of it."""
-        return Seat(self.name, len(self.prompt) + self.emitted, self.k == AUTO)
+from paceline.types import AUTO, TokenLogprobs
 
 
 class Ticket:
@@ -70,12 +36,13 @@ class Ticket:
     plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between.
     """
 
-    def __init__(self, outcome: Tensor, seated: dict[int, Request], drafted: int) -> None:
+    def __init__(
+        self, outcome: Tensor, seated: dict[int, Request], drafted: int, reports: Tensor | None = None
+    ) -> None:  # fmt: skip
         self.seated, self.drafted = dict(seated), drafted
         self.plan: Plan | None = None
         self.timed = False
-        self.outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=outcome.is_cuda)
-        self.outcome.copy_(outcome, non_blocking=True)
+        self.outcome, self.reports = to_host(outcome), None if reports is None else to_host(reports)
         self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
         if self.event:
             self.event.record()
@@ -91,6 +58,11 @@ class Ticket:
             if row[COUNT]:
                 done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.most))
                 yield place, request, done, bool(row[FINISHED])
+
+    def logprobs(self, place: int, count: int) -> list[TokenLogprobs]:
+        """Of the first `count` tokens that it brought to a place; it was read."""
+        assert self.reports is not None
+        return [TokenLogprobs(chosen) for chosen in self.reports[place, :count].tolist()]
 
     def ms_after(self, before: Ticket) -> float:
         """Time from the end of the ticket before to the end of this one; both were read."""
@@ -111,14 +83,18 @@ class DeviceEngine:
         self.waiting: deque[Request] = deque()
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
-        self.least_batch = 1
+        self.least_batch, self.hosting = 1, False
+        self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
     def submit(self, request: Request) -> None:
         """Queues a request; `step` serves it."""
         self.waiting.append(request)
 
     def step(self) -> list[Request]:
-        """Seats who fits, launches a round, reads what came before it. Returns the requests that got tokens."""
+        """Seats who fits, launches a round, reads what came before it, then serves those whose tokens the host chooses.
+
+        Returns the requests that got tokens, and those that failed.
+        """
         while self.waiting and self._seat(self.waiting[0]):
             self.waiting.popleft()
         if self.seated:
@@ -126,18 +102,21 @@ class DeviceEngine:
         changed = list[Request]()
         while len(self.pending) > bool(self.seated):  # all but the newest, and that too once nobody is seated
             changed += (request for request in self._read() if request not in changed)
-        return changed
+        hosted = self.host.rounds()
+        self.hosting = bool(hosted)
+        return changed + hosted
 
     @property
     def busy(self) -> bool:
         """Whether anything is waiting, running or unread."""
-        return bool(self.waiting or self.seated or self.pending)
+        return bool(self.waiting or self.seated or self.pending or self.host.texts)
 
     def cancel(self, request: Request) -> None:
         """Ends a text from the host's side, a stop string for instance."""
         for place, seated in list(self.seated.items()):
             if seated is request:
                 self._leave(place)
+        self.host.leave(request)
         if request in self.waiting:
             self.waiting.remove(request)
         request.finished = True
@@ -145,13 +124,16 @@ class DeviceEngine:
     # ---- seats ------------------------------------------------------------------------------------------------------
 
     def _seat(self, request: Request) -> bool:
-        free = next((p for p in range(self.model.cache.places) if p not in self.seated), None)
-        if free is None or not self.model.cache.can_hold(request.tokens):
+        cache = self.model.cache
+        free = [place for place in range(cache.places) if place not in cache.held]
+        if not free or not cache.can_hold(request.tokens):
             return False
-        self.model.cache.reserve(free, request.tokens)
-        self.seated[free] = request
-        hidden = self._prefill(request, free)
-        self._begin(request, free, hidden)
+        if request.hosted:
+            self.host.seat(request, free[-1])  # the last: a batch's round runs over all places up to its own last
+            return True
+        cache.reserve(free[0], request.tokens)
+        self.seated[free[0]] = request
+        self._begin(request, free[0], self.graphs.prompt(request.prompt, cache.where(free[0])))
         return True
 
     def _leave(self, place: int) -> None:
@@ -175,15 +157,6 @@ class DeviceEngine:
 
     # ---- a request's beginning --------------------------------------------------------------------------------------
 
-    def _prefill(self, request: Request, place: int) -> Tensor:
-        """Reads the prompt in parts: the last token's hidden state [1, D]."""
-        ids, start = torch.tensor(request.prompt, dtype=torch.int64), 0
-        for size in split_prompt(len(ids), largest_chunk(self.model.target.config)):
-            last = start + size == len(ids)
-            hidden = self.graphs.chunk(ids[start : start + size], start, place, int(last))
-            start += size
-        return hidden
-
     def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
         """The first token, chosen like every other, and the state the rounds go on from."""
         model, params = self.model, request.params
@@ -197,7 +170,7 @@ class DeviceEngine:
         s.stops.fill_(int(ends))
         s.remaining.fill_(params.max_tokens)
         rules = self._begin_rules(request, place)
-        token = model.first_token(hidden, place, mode_of([params]), rules)
+        token = model.first_token(hidden, place, How(mode_of([params]), rules, request.reported))
         ended = (token == model.ending.end_ids).any() if ends else torch.zeros((), device=token.device)
         s.last.copy_(token)
         s.hidden.copy_(hidden)
@@ -205,7 +178,8 @@ class DeviceEngine:
         o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
         if rules:
             remember(model.keep_histories()[place : place + 1], o)
-        self.pending.append(Ticket(model.places.outcome, {place: request}, 0))
+        reports = model.places.reports if request.reported else None
+        self.pending.append(Ticket(model.places.outcome, {place: request}, 0, reports))
 
     def _begin_rules(self, request: Request, place: int) -> bool:
         """Puts a text's rules in place, and its prompt into the history; whether it has any."""
@@ -224,11 +198,12 @@ class DeviceEngine:
     def _launch(self) -> None:
         k, plan = self._draft_length()
         shape = self._shape(k)
-        captured = not self.graphs.enabled or shape in self.graphs.rounds
+        captured = not self.graphs.enabled or shape in self.graphs.kept
         self.graphs.round(shape)
-        ticket = Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k)
+        places = self.model.places.part(0, shape.batch)
+        ticket = Ticket(places.outcome, self.seated, shape.k, places.reports if shape.report else None)
         # The first of a shape waits for its graph, which says nothing of rounds to come.
-        ticket.plan, ticket.timed = plan, captured
+        ticket.plan, ticket.timed = plan, captured and not self.hosting
         self.pending.append(ticket)
 
     def _draft_length(self) -> tuple[int, Plan | None]:
@@ -253,15 +228,18 @@ class DeviceEngine:
             k=k,
             mode=mode_of([r.params for r in requests]),
             rules=any(reshapes(r.params) for r in requests),
-            span=min(self.model.cache.context, next((span for span in SPANS if span >= reach), reach)),
+            report=any(r.reported for r in requests),
+            span=span_of(reach, self.model.cache.context),
         )
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""
         changed, ticket, served = [], self.pending.popleft(), list[tuple[Request, Round]]()
-        for _, request, done, ended in ticket.read():
+        for at, request, done, ended in ticket.read():
             if request.finished:
                 continue
+            if request.reported:
+                request.logprobs += ticket.logprobs(at, len(done.tokens))
             served.append((request, done))
             request.rounds.append(done)
             request.emitted += len(done.tokens)

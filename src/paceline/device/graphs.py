@@ -6,16 +6,21 @@ A graph replays the very kernels that `DeviceModel.round` launches; without grap
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from paceline.device.cache import Where
+from paceline.device.memory import largest_chunk
 from paceline.device.round import Chunk, DeviceModel, Shape
 
-MOST_ROUNDS = 128
-"""Captured rounds kept at once: each costs megabytes, and batches, draft lengths and spans have many combinations."""
+MOST_GRAPHS = 128
+"""Graphs kept at once: each costs megabytes, and batches, draft lengths and spans have many combinations."""
+
+T = TypeVar("T")
 
 
 class Graphs:
@@ -25,44 +30,58 @@ class Graphs:
 
     def __init__(self, model: DeviceModel, enabled: bool = True) -> None:
         self.model, self.enabled = model, enabled
-        self.rounds: OrderedDict[Shape, torch.cuda.CUDAGraph] = OrderedDict()
-        self.chunks: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.kept: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = OrderedDict()
         self.inputs: dict[int, Chunk] = {}
         self.bytes = 0
         self._pool = torch.cuda.graph_pool_handle() if enabled else None
 
+    def replay(self, key: Hashable, call: Callable[[bool], T]) -> T:
+        """What `call` returns, captured when `key` is first wanted; call(True) is a rehearsal and touches no sequence.
+
+        Tensors that it returns are the graph's own, and good until the next replay of any graph.
+        """
+        if not self.enabled:
+            return call(False)
+        if key not in self.kept:
+            if len(self.kept) == MOST_GRAPHS:
+                self.kept.popitem(last=False)  # the one that was wanted least recently
+            call(True)  # compiles what is new; a capture must not
+            self.kept[key] = self._capture(lambda: call(False))
+        self.kept.move_to_end(key)
+        graph, out = self.kept[key]
+        graph.replay()
+        return cast(T, out)
+
     def round(self, shape: Shape) -> None:
         """One round of the first `shape.batch` places."""
-        if not self.enabled:
-            self.model.round(shape)
-            return
-        if shape not in self.rounds:
-            if len(self.rounds) == MOST_ROUNDS:
-                self.rounds.popitem(last=False)  # the one that was wanted least recently
-            self.model.round(shape, rehearsal=True)  # compiles what is new; a capture must not
-            self.rounds[shape], _ = self._capture(lambda: self.model.round(shape))
-        self.rounds.move_to_end(shape)
-        self.rounds[shape].replay()
+        self.replay(shape, lambda rehearsal: self.model.round(shape, rehearsal))
 
-    def chunk(self, ids: Tensor, start: int, place: int, wanted: int) -> Tensor:
-        """Reads ids int64 [m] (host) as the tokens at start .. of `place`, padded in front to a captured size."""
+    def prompt(self, prompt: Sequence[int], where: Where) -> Tensor:
+        """Reads a prompt in parts: the last token's hidden state [1, D]."""
+        ids, start = torch.tensor(prompt, dtype=torch.int64), 0
+        for size in split_prompt(len(ids), largest_chunk(self.model.target.config)):
+            last = start + size == len(ids)
+            hidden = self.chunk(ids[start : start + size], start, where, int(last))
+            start += size
+        return hidden
+
+    def chunk(self, ids: Tensor, start: int, where: Where, wanted: int) -> Tensor:
+        """Reads ids int64 [m] (host) as the tokens at start .. of a sequence, padded in front to a captured size."""
         size = chunk_size(len(ids))
         inputs = self._inputs(size)
         pad = size - len(ids)
         inputs.ids[pad:].copy_(ids, non_blocking=True)
         inputs.start.fill_(start)
         inputs.pad.fill_(pad)
-        inputs.table.copy_(self.model.cache.tables[place : place + 1])
-        inputs.ring.copy_(self.model.cache.rings[place : place + 1])
-        if not self.enabled:
-            return self.model.chunk(inputs, wanted)
-        if (size, wanted) not in self.chunks:
-            cache = self.model.cache  # a rehearsal must not touch the sequence: a ring's old keys are still wanted
-            self.model.chunk(replace(inputs, table=cache.tables[-1:], ring=cache.rings[-1:]), wanted)
-            self.chunks[size, wanted] = self._capture(lambda: self.model.chunk(inputs, wanted))
-        graph, hidden = self.chunks[size, wanted]
-        graph.replay()
-        return hidden
+        inputs.table.copy_(where.table)
+        inputs.ring.copy_(where.ring)
+
+        def run(rehearsal: bool) -> Tensor:
+            # A rehearsal must not touch the sequence: a ring's old keys are still wanted.
+            own = replace(inputs, **self.model.cache.nobody._asdict()) if rehearsal else inputs
+            return self.model.chunk(own, wanted)
+
+        return self.replay((size, wanted), run)
 
     def _inputs(self, size: int) -> Chunk:
         if size not in self.inputs:
@@ -72,7 +91,7 @@ class Graphs:
             self.inputs[size] = Chunk(ids, start, pad, cache.tables[:1].clone(), cache.rings[:1].clone())
         return self.inputs[size]
 
-    def _capture(self, call: Callable[[], Tensor | None]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a capture begins with this, which would count against it
         before = torch.cuda.memory_reserved()
@@ -80,7 +99,7 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool):
             out = call()
         self.bytes += torch.cuda.memory_reserved() - before
-        return graph, out if out is not None else torch.empty(0)
+        return graph, out
 
 
 CHUNKS = (16, 64, 128, 256, 512, 1024, 1536, 2048, 4096)

@@ -8,27 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paceline.config import DrafterConfig, TextConfig
-from paceline.control.auto import Auto, Plan
+from paceline.control.auto import Auto, Kinds, Plan
 from paceline.control.cost import CostTable, Timing
-from paceline.control.policy import Served, State
+from paceline.control.policy import Policy, Served, State
 from paceline.roofline import Round as Work
 from paceline.roofline import traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
-# Bytes a second, and seconds that a round and a draft step take beside their bytes: only ratios matter, and served
-# rounds correct them.
-BANDWIDTH, PASS_S, STEP_S = 3e12, 7e-4, 6e-5
+# Bytes a second. Of this and of the seconds below only ratios matter, and served rounds correct them.
+BANDWIDTH = 3e12
 
 
-def prior_table(target: TextConfig, drafter: DrafterConfig | None) -> CostTable:
+class Beside(NamedTuple):
+    """Seconds that a round takes beside its bytes, and that each draft adds."""
+
+    pass_s: float
+    draft_s: float
+
+
+IN_GRAPH = Beside(7e-4, 6e-5)
+HOSTED = Beside(2e-3, 1.2e-3)  # a draft brings two rows of logits to the host, which draws from each
+
+
+def prior_table(target: TextConfig, drafter: DrafterConfig | None, beside: Beside = IN_GRAPH) -> CostTable:
     """Round times by the bytes that must move. Predicted, and nothing measured: to begin with."""
     return CostTable(
         Timing(b, k, c, 1e3 * (traffic(target, drafter, Work(batch=b, context=c, k=k)).seconds(BANDWIDTH)
-                               + PASS_S + k * STEP_S))
+                               + beside.pass_s + k * beside.draft_s))
         for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1)
     )  # fmt: skip
 
@@ -44,15 +55,18 @@ class Seat:
 
 @dataclass
 class Pilot:
-    """Asks the controller before a round is launched, and tells it once the round was read."""
+    """Asks the controller before a round is launched, and tells it once the round was read.
+
+    alone: chooses for texts whose tokens the host chooses, each of which has rounds of its own.
+    """
 
     policy: Auto
     offered: Sequence[int] = field(default=DRAFTS)
+    alone: Policy | None = None
 
-    @property
-    def reason(self) -> str:
-        """Why the last round drafted what it did, in words."""
-        return self.policy.reason
+    def reason(self, alone: bool = False) -> str:
+        """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
+        return self.alone.reason if alone and self.alone else self.policy.reason
 
     def choose(self, seats: Sequence[Seat]) -> tuple[int, Plan]:
         """(k, the plan to be told with the round) for those seats whose k is open."""
@@ -64,3 +78,9 @@ class Pilot:
         """A round was read."""
         if served:
             self.policy.observe_batch(served, plan)
+
+
+def first_pilot(target: TextConfig, drafter: DrafterConfig) -> Pilot:
+    """A pilot that knows predicted times only."""
+    alone = Auto(prior_table(target, drafter, HOSTED), LONGEST, listens=True)
+    return Pilot(Auto(prior_table(target, drafter), LONGEST), alone=Kinds(alone))

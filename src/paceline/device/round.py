@@ -22,10 +22,21 @@ from paceline.kernels.gpu.rules import Rules, Ruling, neutral_rules, remember
 from paceline.models.gemma4 import Target
 
 
+class How(NamedTuple):
+    """How tokens are chosen: `mode` as in `rows.mode_of`.
+
+    rules: whether any sequence has penalties, biases or a least length; report: whether log-probabilities are wanted.
+    """
+
+    mode: str
+    rules: bool = False
+    report: bool = False
+
+
 class Shape(NamedTuple):
     """What one captured round serves: its first `batch` places, k drafts each, no position at or beyond `span`.
 
-    rules: whether any sequence has penalties, biases or a least length.
+    rules and report are those of `How`.
     """
 
     batch: int
@@ -33,12 +44,27 @@ class Shape(NamedTuple):
     mode: str
     span: int
     rules: bool = False
+    report: bool = False
+
+    @property
+    def how(self) -> How:
+        """How its tokens are chosen."""
+        return How(self.mode, self.rules, self.report)
+
+
+SPANS = (1024, 4096, 16384, 65536, 262144)
+
+
+def span_of(reach: int, context: int) -> int:
+    """The least span that is captured for positions below `reach`, of which a sequence has `context`."""
+    return min(context, next((span for span in SPANS if span >= reach), reach))
 
 
 @dataclass
 class Places:
     """Everything the device knows of every place of a batch; the host writes it only between rounds.
 
+    reports float64 [count, 16]: log-probabilities of what the last round chose, where any are wanted.
     history int32 [count, vocab]: what each sequence has read and written (`rules`), once any has rules.
     """
 
@@ -46,6 +72,7 @@ class Places:
     params: Params
     rules: Rules
     outcome: Tensor
+    reports: Tensor
     history: Tensor | None = None
 
     @classmethod
@@ -62,14 +89,14 @@ class Places:
         )  # fmt: skip
         params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64),
                         floor=zeros(f64) - math.inf)  # fmt: skip
-        return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS))
+        return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS), zeros(f64, MAX_TENTATIVE))
 
     def part(self, start: int, stop: int) -> Places:
         """The places start .. stop - 1, as views."""
         cut = slice(start, stop)
         return Places(
             Sequences(*(t[cut] for t in self.sequences)), Params(*(t[cut] for t in self.params)),
-            Rules(*(t[cut] for t in self.rules)), self.outcome[cut],
+            Rules(*(t[cut] for t in self.rules)), self.outcome[cut], self.reports[cut],
             None if self.history is None else self.history[cut],
         )  # fmt: skip
 
@@ -104,23 +131,23 @@ class DeviceModel:
         differs are what plain decoding would have emitted (see `paceline.speculate`). A rehearsal works on idle places.
         """
         places, cache = self._idle(shape) if rehearsal else self._live(shape)
-        sequences, choice = places.sequences, self.choice(places, shape.mode, shape.rules)
+        sequences, choice = places.sequences, self.choice(places, shape.how)
         drafts = self.drafter.propose(sequences, cache, choice, shape.k) if self.drafter and shape.k else None
-        rows = verify_rows(sequences, drafts, self.window)
-        hidden = self._forward(rows, cache)
+        rows, hidden = self.verify(sequences, drafts, cache)
         chosen = choice.choose(self.target, hidden, rows.chosen_at, drafts)
         accept(sequences, drafts, chosen, hidden, self.ending, places.outcome)
         if choice.ruling is not None:
             remember(choice.ruling.history, places.outcome)
 
-    def choice(self, places: Places, mode: str, rules: bool) -> Choice:
+    def choice(self, places: Places, how: How) -> Choice:
         """How the sequences of these places choose."""
-        if not rules:
-            return Choice(mode, places.params, self.suppressed)
+        report = places.reports if how.report else None
+        if not how.rules:
+            return Choice(how.mode, places.params, self.suppressed, None, report)
         assert places.history is not None
         s = places.sequences
         ruling = Ruling(places.rules, places.history, s.remaining, s.stops, self.ending.end_ids)
-        return Choice(mode, places.params, self.suppressed, ruling)
+        return Choice(how.mode, places.params, self.suppressed, ruling, report)
 
     def keep_histories(self) -> Tensor:
         """The history of every place; made when the first text with rules comes, since it takes 4 bytes an id each."""
@@ -129,11 +156,15 @@ class DeviceModel:
             self.places.history = torch.zeros(count, self.target.config.vocab, dtype=torch.int32, device=like.device)
         return self.places.history
 
-    def _forward(self, rows: Rows, cache: PassCache) -> Tensor:
-        """Hidden states [n, D] of a verification's rows; their keys and values go into the cache."""
+    def verify(self, sequences: Sequences, drafts: Tensor | None, cache: PassCache) -> tuple[Rows, Tensor]:
+        """Rows of each sequence's last token and its drafts [k, B], and their hidden states [n, D].
+
+        Their keys and values go into the cache.
+        """
+        rows = verify_rows(sequences, drafts, self.window)
         firsts = {SLIDING: rows.first, FULL: rows.zero}
         reach = {kind: Reach(rows.positions, firsts[kind], rows.positions, rope) for kind, rope in self.ropes.items()}
-        return self._run(rows.ids, reach, cache, len(rows.ids))
+        return rows, self._run(rows.ids, reach, cache, len(rows.ids))
 
     def _run(self, ids: Tensor, reach: dict[str, Reach], cache: PassCache, wanted: int) -> Tensor:
         h = self.target.embed(ids)
@@ -150,10 +181,10 @@ class DeviceModel:
         with self.target.ops.reading_prompt():  # type: ignore[attr-defined]
             return self._run(chunk.ids, reach, cache, wanted)
 
-    def first_token(self, hidden: Tensor, place: int, mode: str, rules: bool) -> Tensor:
+    def first_token(self, hidden: Tensor, place: int, how: How) -> Tensor:
         """The token int64 [1] that a prompt's last state [1, D] chooses for `place`, whose sequence is in place."""
         own = self.places.part(place, place + 1)
-        return self.choice(own, mode, rules).choose(self.target, hidden, own.sequences.length.long())
+        return self.choice(own, how).choose(self.target, hidden, own.sequences.length.long())
 
     def _live(self, shape: Shape) -> tuple[Places, PassCache]:
         tables, rings = self.cache.tables[: shape.batch], self.cache.rings[: shape.batch]

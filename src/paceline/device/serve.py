@@ -7,24 +7,23 @@ from typing import Any
 
 import torch
 
-from paceline.device.engine import DeviceEngine, Request
+from paceline.device.engine import DeviceEngine
 from paceline.device.memory import within_memory
+from paceline.device.request import Request
 from paceline.engine import Writer, check_draft_length, check_prompt
-from paceline.errors import PromptError, UsageError
-from paceline.kernels.gpu.rules import MOST_BIASES
+from paceline.errors import PromptError
 from paceline.models.gemma4 import Target
 from paceline.steering import asked, chosen
+from paceline.structure import Ids, Structure
 from paceline.types import AUTO, DraftLength, SamplingParams, TokenEvent
-
-HOST_ONLY = ("best_of", "logprobs", "accept", "json_schema", "regex", "grammar")
-DEFAULTS = SamplingParams()
 
 
 class DeviceServer:
-    """Stands where `paceline.engine.Engine` does; `drafts` tells whether there is a drafter."""
+    """Stands where `paceline.engine.Engine` does. drafts: whether there is a drafter; structure: compiles grammars."""
 
-    def __init__(self, engine: DeviceEngine, end_ids: frozenset[int]) -> None:
+    def __init__(self, engine: DeviceEngine, end_ids: frozenset[int], structure: Structure | None = None) -> None:
         self.engine, self.end_ids = engine, end_ids
+        self.structure = structure or Structure(None, Ids(engine.model.target.config.vocab, end_ids))
         self.drafts = engine.model.drafter is not None
 
     @property
@@ -48,11 +47,12 @@ class DeviceServer:
     ) -> Iterator[TokenEvent]:  # fmt: skip
         """Generates one text, one event for each token; see `paceline.engine.Engine.run`."""
         request, first = self.request(prompt, params, k), True
-        self._explain(request, writer)
+        self._attach(request, writer)
         self.engine.submit(request)
         try:
             while not writer.finish_reason:
                 while not request.rounds:
+                    _raise_failure(request)
                     self._step()
                 yield from writer.take(request.rounds.popleft(), first)
                 first = False
@@ -65,24 +65,25 @@ class DeviceServer:
         started = set[int]()
         writers = {id(request): writer for request, writer in jobs}
         for request, writer in jobs:
-            self._explain(request, writer)
+            self._attach(request, writer)
             self.engine.submit(request)
         try:
             while self.engine.busy:
                 for request in self._step():
+                    _raise_failure(request)
                     self._write(request, writers[id(request)], started)
         finally:
             for request, _ in jobs:
                 if not request.finished:
                     self.engine.cancel(request)
 
-    def _explain(self, request: Request, writer: Writer) -> None:
-        """How draft lengths were chosen, for the text's statistics."""
-        pilot, k = self.engine.pilot, request.k
+    def _attach(self, request: Request, writer: Writer) -> None:
+        """Tells the writer where log-probabilities will be, and how draft lengths were chosen."""
+        pilot, k, writer.logprobs = self.engine.pilot, request.k, request.logprobs
         if k != AUTO:
             writer.choice = lambda: asked(k)
         elif pilot:
-            writer.choice = lambda: chosen(writer.stats, pilot.reason)
+            writer.choice = lambda: chosen(writer.stats, pilot.reason(request.hosted))
 
     def _step(self) -> list[Request]:
         """A round; its graph is captured when it is first needed, which takes memory too."""
@@ -99,16 +100,12 @@ class DeviceServer:
     def request(self, prompt: Sequence[int], params: SamplingParams, k: DraftLength) -> Request:
         """A checked request.
 
-        Raises PromptError for what does not fit the context that was set aside, UsageError for parameters that only
-        the host's engine serves.
+        Raises PromptError for what does not fit the context that was set aside, UsageError for grammars that cannot be
+        used.
         """
-        asked = next((name for name in HOST_ONLY if getattr(params, name) != getattr(DEFAULTS, name)), None)
-        if asked is not None:
-            raise UsageError(f"{asked} is not supported on device 'cuda' yet; use device 'cpu'")
-        if len(params.biases) > MOST_BIASES:
-            raise UsageError(f"logit_bias may name {MOST_BIASES} tokens on a GPU, not {len(params.biases)}")
         check_prompt(prompt, params, self.target)
-        request = Request(prompt, params, check_draft_length(k), bool(self.end_ids) and not params.ignore_eos)
+        stops, constraint = bool(self.end_ids) and not params.ignore_eos, self.structure.constraint(params)
+        request = Request(prompt, params, check_draft_length(k), stops, constraint)
         context = self.engine.model.cache.context
         if request.tokens > context:
             raise PromptError(
@@ -116,3 +113,8 @@ class DeviceServer:
                 " load with a longer context, shorten the prompt or lower max_tokens"
             )
         return request
+
+
+def _raise_failure(request: Request) -> None:
+    if request.failure:
+        raise request.failure
