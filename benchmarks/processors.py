@@ -23,13 +23,17 @@ from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.stats import ratio_interval
 from paceline.llm import LLM
 from paceline.sampling import Sampler
+from paceline.structure import Constraint
 from paceline.types import SamplingParams
 
 K = 3  # drafts of every round, however unsure the drafter is
 CUTS = SamplingParams(temperature=1.0, top_k=64, top_p=0.95)
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string", "maxLength": 300}}, "required": ["answer"],
+          "additionalProperties": False}  # fmt: skip
 WAYS: dict[str, SamplingParams] = {
     "greedy": SamplingParams(),
     "top-k, top-p": CUTS,
+    "temperature alone": replace(CUTS, top_k=0, top_p=1.0),
     "min-p": replace(CUTS, top_k=0, top_p=1.0, min_p=0.05),
     "repetition, presence, frequency": replace(
         CUTS, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.2
@@ -38,10 +42,12 @@ WAYS: dict[str, SamplingParams] = {
     "rejection": replace(CUTS, accept="rejection"),
     "block": replace(CUTS, accept="block"),
     "regular expression": replace(CUTS, regex="[a-zA-Z ,.]{20,400}"),
+    "JSON schema": replace(CUTS, json_schema=SCHEMA),
 }
-PARTS: dict[str, tuple[str, ...]] = {
-    "rules": ("_rows", "_reshape_part"),  # penalties, biases, grammar and suppression
-    "choosing": ("verify", "guess", "legal", "extend"),  # all of it, the rules included
+PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "rules": (Sampler, ("_rows", "_reshape")),  # penalties, biases, grammar and suppression
+    "choosing": (Sampler, ("verify", "guess", "legal", "extend")),  # all of it, the rules included
+    "llguidance": (Constraint, ("_read", "_compute")),  # the grammar library's own work, a part of the rules
 }
 
 
@@ -76,18 +82,18 @@ class Clock:
 
 @contextmanager
 def clocked(drafts: int = 0) -> Iterator[Clock]:
-    """The sampler and the engine's rounds under a clock."""
-    clock, kept = Clock(drafts), {name: getattr(Sampler, name) for names in PARTS.values() for name in names}
-    for part, names in PARTS.items():
-        for name in names:
-            setattr(Sampler, name, clock.wrap(part, kept[name]))
+    """The sampler, the grammar and the engine's rounds under a clock."""
+    clock = Clock(drafts)
+    kept = [(part, owner, name, getattr(owner, name)) for part, (owner, names) in PARTS.items() for name in names]
+    for part, owner, name, method in kept:
+        setattr(owner, name, clock.wrap(part, method))
     engine.speculate = clock.speculate
     try:
         yield clock
     finally:
         engine.speculate = clock.honest
-        for name, method in kept.items():
-            setattr(Sampler, name, method)
+        for _, owner, name, method in kept:
+            setattr(owner, name, method)
 
 
 def measure(llm: LLM, prompts: list[BenchPrompt], max_tokens: int) -> dict[str, list[dict[str, Any]]]:

@@ -119,6 +119,11 @@ def fits(name: str, text: str) -> bool:
     return set(found) == {"name", "ok"} and len(found["name"]) <= 6 and isinstance(found["ok"], bool)
 
 
+def tokens_of(bits: np.ndarray) -> set[int]:
+    """The tokens whose bits are set."""
+    return {32 * word + bit for word in range(len(bits)) for bit in range(32) if int(bits[word]) >> bit & 1}
+
+
 # ---- the text -------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +227,7 @@ def test_forbidden_drafts_never_reach_the_target(
     assert passes
     constraint = structure.constraint(params)
     assert constraint is not None
-    legal = {int(i) for r in range(len(plain)) for i in np.flatnonzero(constraint.allowed(plain[:r]))}
+    legal = {i for r in range(len(plain)) for i in tokens_of(constraint.allowed(plain[:r]))}
     assert all(token in legal for ids in passes for token in ids[1:])
     passes.clear()
     write(model, structure, ZOO["right-then-wrong"](model, PROMPT + plain + [7] * 9), params, 5)
@@ -247,13 +252,13 @@ def test_any_end_token_may_end_it(structure: Structure) -> None:
     constraint = structure.constraint(SamplingParams(regex="ab?"))
     assert constraint is not None
     a = structure.tokenizer.token_to_id("a")  # type: ignore[union-attr]
-    assert not constraint.allowed()[EOS].any()
-    assert constraint.allowed([a])[EOS].all()
+    assert not tokens_of(constraint.allowed()) & {*EOS}
+    assert tokens_of(constraint.allowed([a])) > {*EOS}
     assert constraint.legal([a, EOS[1], a]) == 2
     assert constraint.legal([EOS[1]]) == 0
-    assert constraint.allowed([a, EOS[1]]).all()  # nobody reads that row
+    assert len(tokens_of(constraint.allowed([a, EOS[1]]))) == VOCAB  # nobody reads that row
     constraint.extend([a, EOS[0], 7])
-    assert constraint.allowed()[EOS].all()
+    assert tokens_of(constraint.allowed()) > {*EOS}
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
