@@ -1,8 +1,11 @@
 """What choosing tokens costs: the share of a CPU round that rules, cuts and grammars take, each beside plain greedy.
 
 Every way of choosing writes the same prompts with the embedded pair, with drafts, in one process. The time inside the
-sampler is taken by a clock around its methods. Other processes make small steps dearer than large ones, so the quickest
-round is told too, of those with all their drafts: what a way adds to it over greedy.
+sampler is taken by a clock around its methods, whose own time counts as theirs. Other processes make small steps dearer
+than large ones, so the quickest round is told too, of those with all their drafts: what a way adds to it over greedy.
+
+Then the same steps over random logits of E2B's size, beside the least time that E2B's round could take on this machine:
+its bytes over the bandwidth of a copy. That part is synthetic; a share of a least time is the most that it can be.
 
     python benchmarks/processors.py
 """
@@ -17,12 +20,16 @@ from typing import Any
 
 import common
 import numpy as np
+from rows import Copy
 
 from paceline import engine
 from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.stats import ratio_interval
+from paceline.kernels import get_ops
 from paceline.llm import LLM
+from paceline.roofline import Round, traffic
 from paceline.sampling import Sampler
+from paceline.shapes import drafter_config, target_config
 from paceline.structure import Constraint
 from paceline.types import SamplingParams
 
@@ -45,7 +52,7 @@ WAYS: dict[str, SamplingParams] = {
     "JSON schema": replace(CUTS, json_schema=SCHEMA),
 }
 PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "rules": (Sampler, ("_rows", "_reshape")),  # penalties, biases, grammar and suppression
+    "rules": (Sampler, ("_reshape",)),  # penalties, biases and grammar
     "choosing": (Sampler, ("verify", "guess", "legal", "extend")),  # all of it, the rules included
     "llguidance": (Constraint, ("_read", "_compute")),  # the grammar library's own work, a part of the rules
 }
@@ -128,6 +135,47 @@ def quickest_ms(rows: list[dict[str, Any]]) -> float:
     return 1e3 * min(seconds for row in rows for seconds in row["round_s"])
 
 
+class Large:
+    """Logits of E2B's size, random, and a drafter that scores as many tokens as its centroids leave; float32."""
+
+    def __init__(self) -> None:
+        self.config, drafter, rng = target_config("e2b"), drafter_config("e2b"), np.random.default_rng(0)
+        assert drafter.centroids is not None
+        self.vocab, heads = self.config.vocab, drafter.centroids
+        self.ids = rng.permutation(self.vocab)[None, : heads.active * (self.vocab // heads.count)]
+        self.rows = rng.normal(0, 3, (K + 1, self.vocab)).astype(np.float32)
+        self.parts = [np.ascontiguousarray(row[self.ids]) for row in self.rows[:K]]
+        self.prompt, self.bytes = (
+            self.ids[0, :200].tolist(),
+            traffic(self.config, drafter, Round(k=K, context=200)).total,
+        )
+
+    def seconds(self, params: SamplingParams, repeats: int = 15) -> float:
+        """The median time of a round's choices, every row verified."""
+        sampler = Sampler(get_ops("cpu"), params, end_ids=frozenset((1, 106)))
+        taken = []
+        for _ in range(repeats):
+            sampler.begin(self.prompt, self.vocab)
+            kept = sampler.choose(self.rows, len(self.prompt))[:K]  # every draft stays: the dearest round
+            start, draft = time.perf_counter(), list[int]()
+            for part in self.parts:
+                draft.append(sampler.guess(part, self.ids, len(self.prompt) + len(draft), draft))
+            sampler.extend(sampler.verify(self.rows, len(self.prompt), draft if sampler.rejection else kept), self.rows)
+            taken.append(time.perf_counter() - start)
+        return float(np.median(taken))
+
+
+def at_large() -> dict[str, Any]:
+    """Milliseconds of each way but the grammars, and the least that E2B's round takes at this machine's bandwidth."""
+    large, bandwidth = Large(), Copy().bytes_per_s(threaded=False)
+    ways = {name: params for name, params in WAYS.items() if params.structure is None}
+    least = large.bytes / bandwidth
+    return {"labels": ["random logits", "the round's time is predicted"], "round_bytes": large.bytes,
+            "copy_bytes_per_s": bandwidth, "least_round_ms": 1e3 * least,
+            "ways": {name: {"choosing_ms": 1e3 * spent, "share_at_most": spent / (spent + least)}
+                     for name, params in ways.items() for spent in [large.seconds(params)]}}  # fmt: skip
+
+
 def main() -> None:
     parser = common.parser(__doc__, "processors.json")
     parser.add_argument("--prompts", type=int, default=12)
@@ -140,11 +188,12 @@ def main() -> None:
     llm.warm_up()
     measure(llm, prompts[:1], 16)  # compiles grammars and what else is first used here
     found = measure(llm, prompts, options.max_tokens)
-    record |= {"measurements": found, "summary": summarise(found)}
-    rows = [(name, f"{part['rules']['share']:.1%}", f"{part['choosing']['share']:.1%}",
-             f"{part['quickest_round_ms']:.2f}", f"{part['over_greedy']:+.1%}")
+    record |= {"measurements": found, "summary": summarise(found), "at_e2b_size": at_large()}
+    large = record["at_e2b_size"]["ways"]
+    rows = [(name, *(f"{part[key]['share']:.1%}" for key in PARTS), f"{part['quickest_round_ms']:.2f}",
+             f"{part['over_greedy']:+.1%}", f"{large[name]['choosing_ms']:.2f}" if name in large else "")
             for name, part in record["summary"].items()]  # fmt: skip
-    common.show("choosing tokens", ("way", "rules", "all of it", "quickest round, ms", "over greedy"), rows)
+    common.show("choosing tokens", ("way", *PARTS, "quickest round, ms", "over greedy", "E2B's size, ms"), rows)
     common.write(options.out, record)
 
 

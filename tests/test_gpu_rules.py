@@ -51,7 +51,7 @@ def ruling_of(params: list[SamplingParams], text: list[int] = TEXT, stops: bool 
 def on_host(row: np.ndarray, params: SamplingParams, draft: list[int]) -> np.ndarray:
     context = Context(params, PROMPT, ENDS, VOCAB)
     context.extend(TEXT)
-    return reference.reshape(row[None], context.rules, draft, len(draft))[0]
+    return reference.reshape(row[None], context.rules, draft)[0]
 
 
 def drafts_of(batch: int, k: int) -> Tensor:

@@ -275,7 +275,9 @@ def test_the_compiled_test_of_drafts_is_the_plain_one(accept: AcceptMode, monkey
         k, width = int(rng.integers(0, 6)), int(rng.choice([1, 2, 5, 30, 100]))
         spread = int(width + rng.choice([0, 3, 400]))
         rows = [odd_law(rng, width, spread) for _ in range(k + 1)]
-        laws = [rows[j] if rng.random() < 0.3 else odd_law(rng, int(rng.integers(1, width + 1)), spread) for j in range(k)]
+        laws = [
+            rows[j] if rng.random() < 0.3 else odd_law(rng, int(rng.integers(1, width + 1)), spread) for j in range(k)
+        ]
         drawn, first, both = int(rng.integers(0, k + 1)), int(rng.integers(2**34)), list[list[int]]()
         for compiled in (True, False):
             monkeypatch.setattr(kernel_noise, "COMPILED", compiled)

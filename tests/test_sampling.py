@@ -249,7 +249,9 @@ def test_the_compiled_draw_is_the_reference_for_every_cut() -> None:
             found, wanted = ([dict(zip(*map(list, row))) for row in zip(*ops.laws(*told[i]))]  # noqa: B905
                              for i, ops in enumerate((cpu, plain)))  # fmt: skip
             for ours, theirs in zip(found, wanted, strict=True):
-                assert {i: p for i, p in ours.items() if p} == pytest.approx({i: p for i, p in theirs.items() if p}, 1e-9)
+                assert {i: p for i, p in ours.items() if p} == pytest.approx(
+                    {i: p for i, p in theirs.items() if p}, 1e-9
+                )
 
 
 def test_a_drafter_with_the_targets_law_is_always_right_and_a_near_one_mostly() -> None:

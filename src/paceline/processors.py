@@ -46,7 +46,9 @@ class Context:
         for token in tokens:
             place = self.places.setdefault(token, len(self.places))
             if place == len(self.seen):
-                self.seen, self.times = (np.append(kept, np.zeros(64 + place, np.int64)) for kept in (self.seen, self.times))
+                self.seen, self.times = (
+                    np.append(kept, np.zeros(64 + place, np.int64)) for kept in (self.seen, self.times)
+                )
             self.seen[place] = token
             self.times[place] += 1
         self.rules = self._rules()
@@ -54,9 +56,7 @@ class Context:
     def _rules(self) -> Rules:
         """Those that hold after the tokens so far; the arrays have room for more."""
         count, missing = len(self.places), self.params.min_tokens - self.length
-        return Rules(
-            self.vocab, self.bias, self.ends, self.seen[:count], self.times[:count], missing, self.penalties
-        )
+        return Rules(self.vocab, self.bias, self.ends, self.seen[:count], self.times[:count], missing, self.penalties)
 
 
 def reshapes(params: SamplingParams) -> bool:

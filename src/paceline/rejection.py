@@ -34,7 +34,8 @@ class Law(NamedTuple):
 
     def filled(self, width: int) -> Law:
         """As many more tokens without a chance as make `width`."""
-        return Law(*(np.pad(part, (0, width - len(part))) for part in self))
+        more = (0, width - len(self.ids))
+        return Law(np.pad(self.ids, more), np.pad(self.chances, more))
 
 
 class Laws(NamedTuple):
@@ -99,7 +100,7 @@ class Rejection:
 # ---- compiled -------------------------------------------------------------------------------------------------------
 
 # The noise's words for each draft, for the first test, and for the token after the drafts.
-DRAWN = word(Purpose.DRAFT, np.arange(MAX_TENTATIVE, dtype=np.uint64))
+DRAWN = [np.uint64(word(Purpose.DRAFT, step)) for step in range(MAX_TENTATIVE)]
 TESTED = np.uint64(word(Purpose.ACCEPT, 0)), np.uint64(word(Purpose.RESIDUAL, 0))
 
 

@@ -79,13 +79,20 @@ class Sampler:
         The first of them will sit at `first`. Coupled: the target's own choices, up to the first that differs from its
         draft. Otherwise drafts stay as `paceline.verification` says.
         """
-        if self.rejection is None:
-            chosen = self.choose(logits, first, draft)
-            return chosen[: count_agreeing(draft, chosen) + 1]
-        return self.rejection.verify(self._laws(self._rows(logits, draft), None), first, draft)
+        if self.rejection is not None:
+            return self.rejection.verify(self._laws(self._rows(logits, draft), None), first, draft)
+        chosen: list[int] = []
+        for r in range(len(logits)):  # row by row: what follows a draft that does not stay is nobody's
+            chosen += self.choose(self.ops.rows(logits, r, r + 1), first + r, draft[:r])
+            if chosen[r:] != list(draft[r : r + 1]):
+                break
+        return chosen
 
     def choose(self, logits: Array, position: int, draft: Sequence[int] = ()) -> list[int]:
-        """One token for each row of logits [n, vocab]; row r's token will sit at `position` + r, after draft[:r]."""
+        """One token for each row of logits [n, vocab]; row r's token will sit at `position` + r.
+
+        The last row follows all of the draft, the one before it all but one, and so on.
+        """
         return self._choose(self._rows(logits, draft), None, position)
 
     def guess(self, logits: Array, ids: Array | None, position: int, draft: Sequence[int] = ()) -> int:
@@ -94,7 +101,7 @@ class Sampler:
         The token will follow `draft`, which follows what was emitted. Coupled: by the target's noise at that position;
         otherwise drawn, and then it must be verified.
         """
-        logits = self._reshape(logits, ids, draft, len(draft))
+        logits = self._reshape(logits, ids, draft)
         if self.constraint is not None and not self.ops.host(logits).max() > -np.inf:
             # The grammar allows nothing that the drafter sees; whatever is guessed here is cut.
             return 0 if ids is None else int(ids[0, 0])
@@ -104,18 +111,19 @@ class Sampler:
 
     def _rows(self, logits: Array, draft: Sequence[int]) -> Array:
         """Every row [n, vocab] under the rules, grammar and suppression that hold after the drafts before it."""
-        logits = self._reshape(logits, None, draft, 0)
+        logits = self._reshape(logits, None, draft)
         return self.ops.mask_columns(logits, self.suppress) if self.suppress else logits
 
-    def _reshape(self, logits: Array, ids: Array | None, draft: Sequence[int], first: int) -> Array:
-        """The rows [n, vocab], as rules and grammar have them after draft[: first + r].
+    def _reshape(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+        """The rows [n, vocab], as rules and grammar have them, the last after all of the draft.
 
         Or one row [1, m] of a drafter that scores `ids` only; ids it leaves out count as impossible.
         """
         if self.context is not None:
-            logits = self.ops.reshape(logits, ids, self.context.rules, draft, first)
+            logits = self.ops.reshape(logits, ids, self.context.rules, draft)
         if self.constraint is not None:
-            masks = [self.constraint.allowed(draft[: first + r]) for r in range(len(logits))]
+            ends = range(len(draft) - len(logits) + 1, len(draft) + 1)
+            masks = [self.constraint.allowed(draft[:end]) for end in ends]
             logits = self.ops.permit(logits, ids, np.array(masks))
         return logits
 

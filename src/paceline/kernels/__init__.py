@@ -293,8 +293,8 @@ class Ops(Protocol):
     def laws(self, x: Array, ids: Array | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
         """What `draw` draws from: tokens [n, m] and their chances, float64, 0 for what top-p and min-p leave out."""
 
-    def reshape(self, x: Array, ids: Array | None, rules: Rules, draft: Sequence[int], first: int) -> Array:
-        """New rows [n, V] under these rules; row r stands after the first `first` + r drafts.
+    def reshape(self, x: Array, ids: Array | None, rules: Rules, draft: Sequence[int]) -> Array:
+        """New rows [n, V] under these rules; the last stands after all drafts, the one before it after all but one.
 
         With ids [1, m] the only row holds the logits [1, m] of these tokens, each once.
         """
@@ -306,7 +306,7 @@ class Ops(Protocol):
         """
 
     def prepare(self) -> None:
-        """Compiles what only long contexts use, so that no request waits for it."""
+        """Compiles what only some requests use, so that none waits for it."""
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Array, Array]:
         """Room for the keys and for the values of so many slots, zeroed, laid out as `attention` likes it."""

@@ -263,11 +263,11 @@ class CpuOps(ComposedOps):
             return x, order if ids is None else ids[0][order], 0
         return x, _THEIR_OWN if ids is None else ids, count
 
-    def reshape(self, x: Floats, ids: Ints | None, rules: Rules, draft: Sequence[int], first: int) -> Floats:
+    def reshape(self, x: Floats, ids: Ints | None, rules: Rules, draft: Sequence[int]) -> Floats:
         rows, history = x.copy(), (rules.seen, rules.times, rules.missing)
-        told = (rules.bias, rules.ends, history, rules.penalties, np.array(draft[: first + len(x)], np.int64))
+        told = (rules.bias, rules.ends, history, rules.penalties, np.array(draft, np.int64))
         if ids is None:
-            reshaping.reshape(rows, *told, first)
+            reshaping.reshape(rows, *told)
         else:
             reshaping.reshape_part(rows[0], ids[0], rules.vocab, *told)
         return rows
@@ -284,6 +284,19 @@ class CpuOps(ComposedOps):
         keys, values = self.store(PANEL, 1, PANEL)
         q, zero, out = np.zeros((1, 1, PANEL), np.float32), np.zeros(1, np.int64), np.empty((1, PANEL), np.float32)
         jit.attention_parallel(q, keys, values, zero, PANEL, False, zero, zero, out)
+        self._prepare_choices()
+
+    def _prepare_choices(self) -> None:
+        """Rules, masks, and drafts that are tested: not every text asks for them."""
+        x, some, ids = np.zeros((1, 32), np.float32), np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
+        rules = Rules(32, (some, x[0, :1]), some, some, some, 0, (1.5, 0.5, 0.5))
+        for own in (None, ids):
+            part = x if own is None else x[:, :1]
+            self.permit(self.reshape(part, own, rules, [1]), own, np.ones((1, 1), np.uint32))
+        law, word = self.laws(x, None, Cuts(1.0, 0.5, 0.5, 8)), np.uint64(0)
+        both = tuple(np.concatenate((part, part)) for part in law)
+        choose.draw_law(law[1][0], law[0][0], (word, word), word)
+        choose.settle(True, law[0][0, :1], (word, word), (word, word), law, both)
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
         keys, values = store_shapes(slots, kv_heads, head_dim)

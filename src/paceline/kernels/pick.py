@@ -14,7 +14,7 @@ from paceline.kernels.simd import PANEL
 
 # Entries are compared, never computed with: which of two equal zeros is the greater does not matter.
 ORDER = {"nnan", "nsz", "reassoc"}
-# `top` takes the greatest of every GROUP // LANES entries first, bisects for its bound so often, and ranks at most ROOM.
+# `top` takes the greatest of every GROUP // LANES entries first, bisects for its bound, and ranks less than ROOM.
 LANES, GROUP, HALVINGS, ROOM = 16, 256, 12, 512
 LAST = 0xFFFFFFFF  # the greatest index that a key has room for
 

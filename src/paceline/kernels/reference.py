@@ -216,13 +216,13 @@ class TorchOps(ComposedOps):
             columns, x = self.top(x, count)
         return self.host(x), self.host(columns if ids is None else ids[0][columns])
 
-    def reshape(self, x: Tensor, ids: Tensor | None, rules: Rules, draft: Sequence[int], first: int) -> Tensor:
+    def reshape(self, x: Tensor, ids: Tensor | None, rules: Rules, draft: Sequence[int]) -> Tensor:
         rows = self.host(x)
         if ids is None:
-            return self.array(torch.from_numpy(reshape(rows, rules, draft, first)))
+            return self.array(torch.from_numpy(reshape(rows, rules, draft)))
         columns, whole = self.host(ids)[0], np.full((1, rules.vocab), -np.inf, np.float32)
         whole[:, columns] = rows
-        return self.array(torch.from_numpy(reshape(whole, rules, draft, first)[:, columns]))
+        return self.array(torch.from_numpy(reshape(whole, rules, draft)[:, columns]))
 
     def permit(self, x: Tensor, ids: Tensor | None, bits: np.ndarray) -> Tensor:
         allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
@@ -298,13 +298,13 @@ def draw(values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: i
     return int(names[int(np.argmax(scores + philox_gumbel(seed, position, names.astype(np.uint64))))])
 
 
-def reshape(rows: np.ndarray, rules: Rules, draft: Sequence[int], first: int) -> np.ndarray:
+def reshape(rows: np.ndarray, rules: Rules, draft: Sequence[int]) -> np.ndarray:
     """`Ops.reshape` of rows [n, vocab]."""
     rows, counted = rows.copy(), dict(zip(rules.seen.tolist(), rules.times.tolist(), strict=True))
     ids, values = rules.bias
     rows[:, ids] += values
     for r, row in enumerate(rows):
-        before = list(draft[: first + r])
+        before = list(draft[: max(len(draft) - len(rows) + 1 + r, 0)])
         times = counted | {token: counted.get(token, 0) + before.count(token) for token in before}
         touched = np.array(list(times), np.int64)
         row[touched] = penalised(row[touched], np.array(list(times.values())), rules.penalties)

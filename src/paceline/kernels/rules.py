@@ -54,9 +54,10 @@ def _reshape_row(row, bias, ends, history, penalties, draft):
 
 
 @njit(cache=True, error_model="numpy")
-def reshape(rows, bias, ends, history, penalties, draft, first):
+def reshape(rows, bias, ends, history, penalties, draft):
     for r in range(rows.shape[0]):
-        _reshape_row(rows[r], bias, ends, history, penalties, draft[: first + r])
+        before = max(draft.shape[0] - rows.shape[0] + 1 + r, 0)
+        _reshape_row(rows[r], bias, ends, history, penalties, draft[:before])
 
 
 @njit(cache=True, error_model="numpy")
