@@ -40,7 +40,6 @@ class Sampler:
     logprobs: list[TokenLogprobs] = field(default_factory=list, init=False)
     context: Context | None = field(default=None, init=False)
     rejection: Rejection | None = field(default=None, init=False)
-    vocab: int = field(default=0, init=False)
     cuts: Cuts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,10 +49,15 @@ class Sampler:
     def begin(self, prompt: Sequence[int], vocab: int) -> None:
         """A text starts after this prompt."""
         self.logprobs.clear()
-        self.vocab, tested = vocab, self.params.accept != "coupled" and self.params.temperature > 0.0
+        tested = self.params.accept != "coupled" and self.params.temperature > 0.0
         self.rejection = Rejection(self.params.accept, self.params.seed) if tested else None
         # Without rules that look back there is nothing to keep.
         self.context = Context(self.params, prompt, list(self.end_ids), vocab) if reshapes(self.params) else None
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether rules or a grammar change rows."""
+        return self.context is not None or self.constraint is not None
 
     def extend(self, tokens: Sequence[int], logits: Array) -> None:
         """These tokens were emitted, the r-th by row r of logits [at least n, vocab]."""
@@ -81,6 +85,8 @@ class Sampler:
         """
         if self.rejection is not None:
             return self.rejection.verify(self._laws(self._rows(logits, draft), None), first, draft)
+        if not self.reshapes:
+            return self.ops.draw(self._rows(logits, draft), None, self.cuts, (self.params.seed, first), draft)
         chosen: list[int] = []
         for r in range(len(logits)):  # row by row: what follows a draft that does not stay is nobody's
             chosen += self.choose(self.ops.rows(logits, r, r + 1), first + r, draft[:r])
@@ -93,7 +99,7 @@ class Sampler:
 
         The last row follows all of the draft, the one before it all but one, and so on.
         """
-        return self._choose(self._rows(logits, draft), None, position)
+        return self.ops.draw(self._rows(logits, draft), None, self.cuts, (self.params.seed, position))
 
     def guess(self, logits: Array, ids: Array | None, position: int, draft: Sequence[int] = ()) -> int:
         """A drafter's choice from its own logits [1, m], which stand for `ids` [1, m] or for the whole vocabulary.
@@ -101,17 +107,19 @@ class Sampler:
         The token will follow `draft`, which follows what was emitted. Coupled: by the target's noise at that position;
         otherwise drawn, and then it must be verified.
         """
-        logits = self._reshape(logits, ids, draft)
+        if self.reshapes:
+            logits = self._reshape(logits, ids, draft)
         if self.constraint is not None and not self.ops.host(logits).max() > -np.inf:
             # The grammar allows nothing that the drafter sees; whatever is guessed here is cut.
             return 0 if ids is None else int(ids[0, 0])
         if self.rejection is not None:
             return self.rejection.draw(self._laws(logits, ids).row(0), position - len(draft), len(draft))
-        return self._choose(logits, ids, position)[0]
+        return self.ops.draw(logits, ids, self.cuts, (self.params.seed, position))[0]
 
     def _rows(self, logits: Array, draft: Sequence[int]) -> Array:
         """Every row [n, vocab] under the rules, grammar and suppression that hold after the drafts before it."""
-        logits = self._reshape(logits, None, draft)
+        if self.reshapes:
+            logits = self._reshape(logits, None, draft)
         return self.ops.mask_columns(logits, self.suppress) if self.suppress else logits
 
     def _reshape(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
@@ -133,10 +141,6 @@ class Sampler:
         logs = log_softmax(self.ops.host(logits)[0])
         best = self.ops.host(self.ops.top(logits, self.params.logprobs)[0])[0] if self.params.logprobs else ()
         return TokenLogprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in best))
-
-    def _choose(self, logits: Array, ids: Array | None, position: int) -> list[int]:
-        """A token for each processed row [n, m]."""
-        return self.ops.draw(logits, ids, self.cuts, self.params.seed, position)
 
     def _laws(self, logits: Array, ids: Array | None) -> Laws:
         """What each processed row [n, m] draws a token from."""

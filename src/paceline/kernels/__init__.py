@@ -284,10 +284,13 @@ class Ops(Protocol):
         u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
         """
 
-    def draw(self, x: Array, ids: Array | None, cuts: Cuts, seed: int, position: int) -> list[int]:
-        """A token for each row of logits [n, V], by the Gumbel noise of its place: row r's is `position` + r.
+    def draw(
+        self, x: Array, ids: Array | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
+        """A token for each row of logits [n, V], by the Gumbel noise of its place: key = (seed, position of the first).
 
         Greedy: the greatest logit's, ties by lowest index. With ids [1, m] the rows [n, m] stand for these tokens.
+        Ends with the first row whose token is not its draft, where it has one.
         """
 
     def laws(self, x: Array, ids: Array | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:

@@ -123,8 +123,11 @@ def _list(row, own, ranked, values, names, room):
 
 
 @njit(cache=True, error_model="numpy")
-def draw(x, own, count, cuts, key, out):
-    """`paceline.kernels.reference.TorchOps.draw`. count: of logits that top-k leaves; 0 where rows are taken whole."""
+def draw(x, own, count, cuts, key, draft, out):
+    """`paceline.kernels.reference.TorchOps.draw`; returns how many rows have a token.
+
+    count: of logits that top-k leaves; 0 where rows are taken whole.
+    """
     width, room = count if count > 0 else x.shape[1], desk(x.shape[1])
     values, names, scores = np.empty(width, np.float32), np.empty(width, np.int64), np.empty(width)
     for r in range(x.shape[0]):
@@ -134,6 +137,9 @@ def draw(x, own, count, cuts, key, out):
         else:
             left, _ = _cut(values, names, cuts, scores)
             out[r] = names[_race(scores, names, left, (key[0], key[1] + np.uint64(r)), np.uint64(0))]
+        if r < draft.shape[0] and out[r] != draft[r]:
+            return r + 1
+    return x.shape[0]
 
 
 @njit(cache=True, error_model="numpy")

@@ -243,10 +243,13 @@ class CpuOps(ComposedOps):
         choose.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
 
-    def draw(self, x: Floats, ids: Ints | None, cuts: Cuts, seed: int, position: int) -> list[int]:
-        out = np.empty(len(x), np.int64)
-        choose.draw(*self._short(x, ids, cuts), cuts[:3], (np.uint64(seed), np.uint64(position)), out)
-        return out.tolist()
+    def draw(
+        self, x: Floats, ids: Ints | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
+        out, words = np.empty(len(x), np.int64), (np.uint64(key[0]), np.uint64(key[1]))
+        count = choose.draw(*self._short(x, ids, cuts), cuts[:3], words, np.array(draft, np.int64), out)
+        chosen: list[int] = out[:count].tolist()
+        return chosen
 
     def laws(self, x: Floats, ids: Ints | None, cuts: Cuts) -> tuple[Ints, npt.NDArray[np.float64]]:
         x, own, count = self._short(x, ids, cuts)

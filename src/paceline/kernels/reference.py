@@ -193,12 +193,16 @@ class TorchOps(ComposedOps):
         noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
         return torch.from_numpy(noise).to(self.device)
 
-    def draw(self, x: Tensor, ids: Tensor | None, cuts: Cuts, seed: int, position: int) -> list[int]:
+    def draw(
+        self, x: Tensor, ids: Tensor | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
         values, names = self._short(x, ids, cuts)
-        if not cuts.temperature:
-            return [int(row[0]) for row in names]
-        rows = zip(values, names, strict=True)
-        return [draw(row, own, cuts, seed, position + r) for r, (row, own) in enumerate(rows)]
+        chosen = [
+            draw(row, own, cuts, key[0], key[1] + r) if cuts.temperature else int(own[0])
+            for r, (row, own) in enumerate(zip(values, names, strict=True))
+        ]
+        wrong = [r for r, token in enumerate(draft) if token != chosen[r]]
+        return chosen[: wrong[0] + 1] if wrong else chosen
 
     def laws(self, x: Tensor, ids: Tensor | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
         values, names = self._short(x, ids, cuts)
