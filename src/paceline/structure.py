@@ -59,7 +59,7 @@ class Constraint:
         before = tuple(draft)
         mask = self.masks.get(before)
         if mask is None:
-            mask = self.masks[before] = self.every if self._end(before) < len(before) else self._mask(before)
+            mask = self.masks[before] = self._mask(before) if self.end_ids.isdisjoint(before) else self.every
         return mask
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -73,7 +73,9 @@ class Constraint:
 
     def _mask(self, draft: tuple[int, ...]) -> Bits:
         self._read(draft)
-        mask: Bits = np.frombuffer(self._compute(), "<u4")[: len(self.every)] & self.every
+        mask: Bits = np.frombuffer(self._compute(), "<u4")[: len(self.every)]
+        if self.ids.suppress:
+            mask = mask & self.every
         if not mask.any():
             raise UsageError(f"{self.name} leaves no token to go on with: {_first_line(self.matcher.get_error())}")
         return mask
