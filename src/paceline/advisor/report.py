@@ -141,11 +141,12 @@ def measured_rounds(advice: Advice, size: str) -> str:
 def model_error() -> str:
     """How far the speed model was off where it was measured, in one clause."""
     kept = calibration()
-    rounds = kept["errors"]["rounds"]
+    held = kept["errors"].get("held_out_cells")
+    rounds, which = (held, " that were left out of the fit") if held else (kept["errors"]["rounds"], "")
     return (
         f"round times come from constants fitted to Paceline's bf16 rounds on one {kept['provenance']['gpu']} (median"
-        f" error {rounds['median']:.1%}, worst {rounds['worst']:.1%}, of {rounds['rows']}), and on other machines,"
-        " engines and precisions they are an assumption"
+        f" error {rounds['median']:.1%}, worst {rounds['worst']:.1%}, of {rounds['rows']}{which}), and on other"
+        " machines, engines and precisions they are an assumption"
     )
 
 
