@@ -138,6 +138,27 @@ def test_the_judge_adds_up_what_each_mode_keeps() -> None:
         assert judge.kept[mode] == pytest.approx(float(law @ np.arange(4)))
 
 
+def test_the_judge_sees_every_round_of_the_engine() -> None:
+    """Whose tests of drafts are compiled, and so pass `verification` by; the verdicts stay the same."""
+    rows = get_ops("cpu").array(torch.randn(3, 40, generator=torch.Generator().manual_seed(1)))
+
+    def write() -> list[list[int]]:
+        sampler = Sampler(get_ops("cpu"), SamplingParams(temperature=1.0, top_k=8, accept="block"))
+        sampler.begin([1], 40)
+        found = []
+        for position in range(20):
+            draft = [sampler.guess(rows[:1], None, position, []), 5]
+            found.append(sampler.verify(rows, position, draft))
+        return found
+
+    wanted = write()
+    with temperatures.Judge() as judge:
+        assert write() == wanted
+    assert judge.rounds == 19
+    assert write() == wanted
+    assert judge.rounds == 19
+
+
 def test_the_documents_tables_are_the_records() -> None:
     told = {"value": 1.5, "ci95": [1.25, 1.75]}
     length = {"acceptance_length": 1.634, "acceptance_length_ci95": None}
