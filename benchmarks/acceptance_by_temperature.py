@@ -19,6 +19,7 @@ from paceline import verification
 from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.stats import ratio_interval
 from paceline.bench.temperatures import Settings, bench_temperatures
+from paceline.kernels import noise
 from paceline.llm import LLM
 from paceline.types import ACCEPT_MODES, SamplingParams
 
@@ -27,7 +28,10 @@ WHOLE, SURE = 0.0, None  # lowest confidence to draft at: drafts of k always, an
 
 
 class Judge:
-    """Stands in front of `verification.verify` and notes what every mode would keep of the round's drafts."""
+    """Stands in front of `verification.verify` and notes what every mode would keep of the round's drafts.
+
+    The compiled twin, which would pass it by, is off meanwhile.
+    """
 
     def __init__(self) -> None:
         self.honest, self.kept = verification.verify, dict.fromkeys(ACCEPT_MODES, 0.0)
@@ -41,11 +45,12 @@ class Judge:
         return self.honest(mode, draft, q, p, noise)
 
     def __enter__(self) -> Judge:
+        self.compiled, noise.COMPILED = noise.COMPILED, False
         verification.verify = self.verify
         return self
 
     def __exit__(self, *_: object) -> None:
-        verification.verify = self.honest
+        verification.verify, noise.COMPILED = self.honest, self.compiled
 
 
 def same_rounds(llm: LLM, prompts: list[BenchPrompt], settings: Settings, temperature: float) -> dict[str, Any]:

@@ -83,33 +83,68 @@ def memory_line(record: Record) -> str:
 
 
 def error_table(table: Table) -> Callable[[Record], str]:
-    """By size: how far fitted constants are off, and those of the other sizes; then by batch."""
+    """By size, batch and in all: errors in cells that were fitted to, in those left out, and without the size."""
 
     def show(record: Record) -> str:
-        sizes = [error_row(NAMES[name], [r for r in record["each"] if r["size"] == name], record["held_out"][name])
-                 for name in NAMES]  # fmt: skip
-        batches = sorted({r["batch"] for r in record["each"]})
-        rows = [error_row(f"all, batch {n}", [r for r in record["each"] if r["batch"] == n], None) for n in batches]
-        whole = error_row("**all**", record["each"], None)
-        columns = ("", "rounds", "median error", "worst", "fitted without it: median", "worst")
-        return table(columns, [*sizes, *rows, whole])
+        each, apart = record["each"], record["held_out"]
+        sizes = [error_row(NAMES[name], [r for r in each if r["size"] == name], apart.get(name))
+                 for name in NAMES if any(r["size"] == name for r in each)]  # fmt: skip
+        batches = sorted({r["batch"] for r in each})
+        rows = [error_row(f"all, batch {n}", [r for r in each if r["batch"] == n], None) for n in batches]
+        columns = ("", "rounds fitted to", "median error", "worst", "left out of the fit", "median error", "worst",
+                   "without the size: median", "worst")  # fmt: skip
+        shown = [*sizes, *rows, error_row("**all**", each, None)]
+        return table(*narrow(columns, shown)) + f"\n\n{captions(record)}"
 
     return show
 
 
-def error_row(name: str, rows: list[Record], held_out: Record | None) -> tuple[str, ...]:
+def error_row(name: str, rows: list[Record], without: Record | None) -> tuple[str, ...]:
     """A line of them."""
-    sizes = [abs(r["error"]) for r in rows]
-    apart = ("", "") if held_out is None else (f"{held_out['median']:.1%}", f"{held_out['worst']:.1%}")
-    return name, str(len(rows)), f"{statistics.median(sizes):.1%}", f"{max(sizes):.1%}", *apart
+    kept, held = ([abs(r["error"]) for r in rows if bool(r.get("held_out")) is out] for out in (False, True))
+    apart = ("", "") if without is None else (f"{without['median']:.1%}", f"{without['worst']:.1%}")
+    return (name, *errors(kept), *errors(held), *apart)
+
+
+def errors(sizes: list[float]) -> tuple[str, str, str]:
+    """How many, their median and the worst."""
+    return (str(len(sizes)), f"{statistics.median(sizes):.1%}", f"{max(sizes):.1%}") if sizes else ("", "", "")
+
+
+def narrow(columns: Sequence[str], rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns that hold nothing."""
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def captions(record: Record) -> str:
+    """What the columns mean, and what the constants of another GPU came to."""
+    said = ['"Without the size": constants fitted to the other sizes alone, the honest error for a shape that was not'
+            " seen."]  # fmt: skip
+    if held := record.get("held_out_cells"):
+        said.append(f"Left out of the fit: {', '.join(cell_name(cell) for cell in held['cells'])}.")
+    if before := record.get("before"):
+        said.append(f"The constants fitted to {before['gpu']} alone: median error {before['median']:.1%}, worst"
+                    f" {before['worst']:.1%}, of all {before['rows']} rounds here.")  # fmt: skip
+    return " ".join(said)
+
+
+def cell_name(cell: str) -> str:
+    """A cell in words."""
+    size, _, batch = cell.partition("/")
+    return f"{NAMES[size]} at batch {batch}"
 
 
 def error_line(record: Record) -> str:
     """The errors in a sentence."""
-    found, origin = record["rounds"], record["calibration"]["provenance"]
+    found, gpu, held = record["rounds"], record["calibration"]["provenance"]["gpu"], record.get("held_out_cells")
+    fitted = f"median error {found['median']:.1%}, worst {found['worst']:.1%}, of {found['rows']} rounds on {gpu}"
+    if not held:
+        return f"{fitted}, to which the constants were fitted"
     return (
-        f"median error {found['median']:.1%}, worst {found['worst']:.1%}, of {found['rows']} rounds on one"
-        f" {origin['gpu']}, to which the constants were fitted"
+        f"median error {held['median']:.1%}, worst {held['worst']:.1%}, of {held['rows']} rounds on {gpu} that the"
+        f" constants were not fitted to; of the {found['rows']} that they were, {found['median']:.1%} and"
+        f" {found['worst']:.1%}"
     )
 
 

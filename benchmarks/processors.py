@@ -1,8 +1,11 @@
 """What choosing tokens costs: the share of a CPU round that rules, cuts and grammars take, each beside plain greedy.
 
 Every way of choosing writes the same prompts with the embedded pair, with drafts, in one process. The time inside the
-sampler is taken by a clock around its methods. Other processes make small steps dearer than large ones, so the quickest
-round is told too, of those with all their drafts: what a way adds to it over greedy.
+sampler is taken by a clock around its methods, whose own time counts as theirs. Other processes make small steps dearer
+than large ones, so the quickest round is told too, of those with all their drafts: what a way adds to it over greedy.
+
+Then the same steps over random logits of E2B's size, beside the least time that E2B's round could take on this machine:
+its bytes over the bandwidth of a copy. That part is synthetic; a share of a least time is the most that it can be.
 
     python benchmarks/processors.py
 """
@@ -17,19 +20,27 @@ from typing import Any
 
 import common
 import numpy as np
+from rows import Copy
 
 from paceline import engine
 from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.stats import ratio_interval
+from paceline.kernels import get_ops
 from paceline.llm import LLM
+from paceline.roofline import Round, traffic
 from paceline.sampling import Sampler
+from paceline.shapes import drafter_config, target_config
+from paceline.structure import Constraint
 from paceline.types import SamplingParams
 
 K = 3  # drafts of every round, however unsure the drafter is
 CUTS = SamplingParams(temperature=1.0, top_k=64, top_p=0.95)
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string", "maxLength": 300}}, "required": ["answer"],
+          "additionalProperties": False}  # fmt: skip
 WAYS: dict[str, SamplingParams] = {
     "greedy": SamplingParams(),
     "top-k, top-p": CUTS,
+    "temperature alone": replace(CUTS, top_k=0, top_p=1.0),
     "min-p": replace(CUTS, top_k=0, top_p=1.0, min_p=0.05),
     "repetition, presence, frequency": replace(
         CUTS, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.2
@@ -38,10 +49,12 @@ WAYS: dict[str, SamplingParams] = {
     "rejection": replace(CUTS, accept="rejection"),
     "block": replace(CUTS, accept="block"),
     "regular expression": replace(CUTS, regex="[a-zA-Z ,.]{20,400}"),
+    "JSON schema": replace(CUTS, json_schema=SCHEMA),
 }
-PARTS: dict[str, tuple[str, ...]] = {
-    "rules": ("_rows", "_reshape_part"),  # penalties, biases, grammar and suppression
-    "choosing": ("verify", "guess", "legal", "extend"),  # all of it, the rules included
+PARTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "rules": (Sampler, ("_reshape",)),  # penalties, biases and grammar
+    "choosing": (Sampler, ("verify", "guess", "legal", "extend")),  # all of it, the rules included
+    "llguidance": (Constraint, ("_read", "_compute")),  # the grammar library's own work, a part of the rules
 }
 
 
@@ -76,18 +89,18 @@ class Clock:
 
 @contextmanager
 def clocked(drafts: int = 0) -> Iterator[Clock]:
-    """The sampler and the engine's rounds under a clock."""
-    clock, kept = Clock(drafts), {name: getattr(Sampler, name) for names in PARTS.values() for name in names}
-    for part, names in PARTS.items():
-        for name in names:
-            setattr(Sampler, name, clock.wrap(part, kept[name]))
+    """The sampler, the grammar and the engine's rounds under a clock."""
+    clock = Clock(drafts)
+    kept = [(part, owner, name, getattr(owner, name)) for part, (owner, names) in PARTS.items() for name in names]
+    for part, owner, name, method in kept:
+        setattr(owner, name, clock.wrap(part, method))
     engine.speculate = clock.speculate
     try:
         yield clock
     finally:
         engine.speculate = clock.honest
-        for name, method in kept.items():
-            setattr(Sampler, name, method)
+        for _, owner, name, method in kept:
+            setattr(owner, name, method)
 
 
 def measure(llm: LLM, prompts: list[BenchPrompt], max_tokens: int) -> dict[str, list[dict[str, Any]]]:
@@ -122,6 +135,47 @@ def quickest_ms(rows: list[dict[str, Any]]) -> float:
     return 1e3 * min(seconds for row in rows for seconds in row["round_s"])
 
 
+class Large:
+    """Logits of E2B's size, random, and a drafter that scores as many tokens as its centroids leave; float32."""
+
+    def __init__(self) -> None:
+        self.config, drafter, rng = target_config("e2b"), drafter_config("e2b"), np.random.default_rng(0)
+        assert drafter.centroids is not None
+        self.vocab, heads = self.config.vocab, drafter.centroids
+        self.ids = rng.permutation(self.vocab)[None, : heads.active * (self.vocab // heads.count)]
+        self.rows = rng.normal(0, 3, (K + 1, self.vocab)).astype(np.float32)
+        self.parts = [np.ascontiguousarray(row[self.ids]) for row in self.rows[:K]]
+        self.prompt, self.bytes = (
+            self.ids[0, :200].tolist(),
+            traffic(self.config, drafter, Round(k=K, context=200)).total,
+        )
+
+    def seconds(self, params: SamplingParams, repeats: int = 15) -> float:
+        """The median time of a round's choices, every row verified."""
+        sampler = Sampler(get_ops("cpu"), params, end_ids=frozenset((1, 106)))
+        taken = []
+        for _ in range(repeats):
+            sampler.begin(self.prompt, self.vocab)
+            kept = sampler.choose(self.rows, len(self.prompt))[:K]  # every draft stays: the dearest round
+            start, draft = time.perf_counter(), list[int]()
+            for part in self.parts:
+                draft.append(sampler.guess(part, self.ids, len(self.prompt) + len(draft), draft))
+            sampler.extend(sampler.verify(self.rows, len(self.prompt), draft if sampler.rejection else kept), self.rows)
+            taken.append(time.perf_counter() - start)
+        return float(np.median(taken))
+
+
+def at_large() -> dict[str, Any]:
+    """Milliseconds of each way but the grammars, and the least that E2B's round takes at this machine's bandwidth."""
+    large, bandwidth = Large(), Copy().bytes_per_s(threaded=False)
+    ways = {name: params for name, params in WAYS.items() if params.structure is None}
+    least = large.bytes / bandwidth
+    return {"labels": ["random logits", "the round's time is predicted"], "round_bytes": large.bytes,
+            "copy_bytes_per_s": bandwidth, "least_round_ms": 1e3 * least,
+            "ways": {name: {"choosing_ms": 1e3 * spent, "share_at_most": spent / (spent + least)}
+                     for name, params in ways.items() for spent in [large.seconds(params)]}}  # fmt: skip
+
+
 def main() -> None:
     parser = common.parser(__doc__, "processors.json")
     parser.add_argument("--prompts", type=int, default=12)
@@ -134,11 +188,12 @@ def main() -> None:
     llm.warm_up()
     measure(llm, prompts[:1], 16)  # compiles grammars and what else is first used here
     found = measure(llm, prompts, options.max_tokens)
-    record |= {"measurements": found, "summary": summarise(found)}
-    rows = [(name, f"{part['rules']['share']:.1%}", f"{part['choosing']['share']:.1%}",
-             f"{part['quickest_round_ms']:.2f}", f"{part['over_greedy']:+.1%}")
+    record |= {"measurements": found, "summary": summarise(found), "at_e2b_size": at_large()}
+    large = record["at_e2b_size"]["ways"]
+    rows = [(name, *(f"{part[key]['share']:.1%}" for key in PARTS), f"{part['quickest_round_ms']:.2f}",
+             f"{part['over_greedy']:+.1%}", f"{large[name]['choosing_ms']:.2f}" if name in large else "")
             for name, part in record["summary"].items()]  # fmt: skip
-    common.show("choosing tokens", ("way", "rules", "all of it", "quickest round, ms", "over greedy"), rows)
+    common.show("choosing tokens", ("way", *PARTS, "quickest round, ms", "over greedy", "E2B's size, ms"), rows)
     common.write(options.out, record)
 
 

@@ -74,13 +74,26 @@ def processors_table(table: Table) -> Callable[[Record], str]:
     """Shares of a text's CPU time, by way of choosing."""
 
     def made(record: Record) -> str:
+        large = record["at_e2b_size"]
         rows = [
-            (name, *(f"{part[key]['share']:.1%}" for key in ("rules", "choosing")))
+            (name, *(f"{part[key]['share']:.1%}" for key in ("choosing", "rules", "llguidance")), _large(large, name))
             for name, part in record["summary"].items()
         ]
-        return table(("share of the CPU time of a text", "rules and grammar", "all choosing"), rows)
+        columns = ("share of a text's CPU time", "all choosing", "of it rules and grammar", "of that llguidance",
+                   "at E2B's size, ms a round")  # fmt: skip
+        return table(columns, rows) + (
+            f"\n\nThe last column: random logits of E2B's size, every draft verified and kept; in brackets the share at"
+            f" most, beside the least that E2B's round of {record['options']['k']} drafts can take on this machine"
+            f" (predicted: {large['round_bytes'] / 1e9:.1f} GB at {large['copy_bytes_per_s'] / 1e9:.0f} GB/s, the"
+            f" bandwidth of a copy: {large['least_round_ms']:.0f} ms)."
+        )
 
     return made
+
+
+def _large(large: dict[str, Any], name: str) -> str:
+    way = large["ways"].get(name)
+    return "" if way is None else f"{way['choosing_ms']:.1f} ({way['share_at_most']:.1%})"
 
 
 def processors_line(record: Record) -> str:

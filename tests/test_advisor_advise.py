@@ -13,6 +13,7 @@ from paceline import cli
 from paceline.advisor.advise import CAUTION, FITS, NO_STEP, TOO_LARGE, Advice, Decision, Wish, advise
 from paceline.advisor.commands import ENGINES, Setup, commands
 from paceline.advisor.machines import Machine, find
+from paceline.advisor.measured import of_file
 from paceline.advisor.report import record
 from paceline.errors import UsageError
 from paceline.shapes import SHAPES
@@ -260,7 +261,7 @@ def table(folder: Path) -> Path:
 
 def test_measured_rounds_stand_for_the_predicted_ones_of_that_size_in_bf16(tmp_path: Path) -> None:
     machine, wish = find("h100"), Wish(target="31b")
-    predicted, found = advise(machine, wish), advise(machine, wish, table(tmp_path))
+    predicted, found = advise(machine, wish), advise(machine, wish, of_file(table(tmp_path), "31b", 1))
     first, second = (row(a, "31b", "bf16").forecast for a in (found, predicted))
     assert first is not None
     assert second is not None
@@ -269,10 +270,10 @@ def test_measured_rounds_stand_for_the_predicted_ones_of_that_size_in_bf16(tmp_p
     assert first.round_s == pytest.approx(0.020 + 1e-3 * first.k)
     assert second.plain_s != pytest.approx(0.020, rel=0.01)
     assert row(found, "31b", "8 bit") == row(predicted, "31b", "8 bit")
-    blind = advise(Machine(name="x", kind="cuda", memory=1e12), wish, table(tmp_path))
+    blind = advise(Machine(name="x", kind="cuda", memory=1e12), wish, of_file(table(tmp_path), "31b", 1))
     assert blind.best is not None
     assert blind.best.precision == "bf16"
-    assert json.loads(json.dumps(record(blind), allow_nan=False))["measured"] == "rounds.json"
+    assert json.loads(json.dumps(record(blind), allow_nan=False))["measured"] == {"31b": "rounds.json"}
 
 
 def test_measured_rounds_are_named(
@@ -289,4 +290,5 @@ def test_measured_rounds_that_do_not_go(shell: Shell) -> None:
     shell.refuses_in_one_line("say with --target which", "advise", "--gpu", "h100", "--cost", path)
     words = ("advise", "--gpu", "h100", "--target", "31b", "--cost")
     shell.refuses_in_one_line("cannot read none.json", *words, "none.json")
+    shell.refuses_in_one_line("rounds of at most 1 texts, not of --batch 4", *words, path, "--batch", "4")
     shell.refuses_in_one_line("knows no measured ones", *words, path, "--html", "a.html")

@@ -10,6 +10,7 @@ import torch
 from gpu import DEVICE, randn
 from torch import Tensor
 
+from paceline.kernels import reference
 from paceline.kernels.gpu import rules
 from paceline.kernels.gpu.accept import COLUMNS, COUNT
 from paceline.kernels.gpu.rules import Ruling, begin_history, neutral_rules, remember, reshape, rules_of
@@ -48,9 +49,9 @@ def ruling_of(params: list[SamplingParams], text: list[int] = TEXT, stops: bool 
 
 
 def on_host(row: np.ndarray, params: SamplingParams, draft: list[int]) -> np.ndarray:
-    context = Context(params, PROMPT, ENDS)
+    context = Context(params, PROMPT, ENDS, VOCAB)
     context.extend(TEXT)
-    return context.process(row[None], [draft])[0]
+    return reference.reshape(row[None], context.rules, draft)[0]
 
 
 def drafts_of(batch: int, k: int) -> Tensor:

@@ -161,6 +161,13 @@ def test_top_is_exact_and_breaks_ties_by_lowest_index(count: int) -> None:
     few[2, ::3] = -math.inf
     both("top", few, count, rtol=0, atol=0)
     both("top", rand(4, 1000), count, rtol=0, atol=0)
+    for width in (255, 256, 257, 4096, 5001):
+        x = rand(5, width)
+        x[1] = (2 * x[1]).round()  # ties
+        x[2, torch.rand(width, generator=torch.Generator().manual_seed(2)) < 0.99] = -math.inf
+        x[3] = torch.zeros(width).copysign(x[3])  # both zeros are one value
+        x[4] = -math.inf
+        both("top", x, count, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("n", "experts", "active"), [(1, 1, 1), (5, 8, 2), (17, 33, 5)])

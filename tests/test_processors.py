@@ -70,9 +70,9 @@ def our_laws(ops: Any, params: SamplingParams, text: Sequence[int], draft: Seque
     sampler = Sampler(ops, params, end_ids=frozenset(EOS))
     sampler.begin(PROMPT, VOCAB)
     sampler.extend(text, ops.array(x))
-    laws, processed = [], sampler._rows(ops.array(x), draft)
+    laws, processed = [], sampler._laws(sampler._rows(ops.array(x), draft), None)
     for r in range(len(x)):
-        found = sampler._law(ops.rows(processed, r, r + 1), None)
+        found = processed.row(r)
         law = torch.zeros(VOCAB, dtype=torch.float64)
         law[torch.as_tensor(found.ids.copy())] = torch.as_tensor(found.chances.copy())
         laws.append(law)

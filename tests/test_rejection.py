@@ -18,7 +18,8 @@ from paceline import verification
 from paceline.drafters import MtpDraft, NoDrafter
 from paceline.errors import UsageError
 from paceline.kernels import get_ops
-from paceline.rejection import Law, Rejection
+from paceline.kernels import noise as kernel_noise
+from paceline.rejection import Law, Laws, Rejection
 from paceline.sampling import Sampler
 from paceline.types import ACCEPT_MODES, AcceptMode, SamplingParams
 
@@ -68,7 +69,7 @@ class Tree:
         logits = self.model.target.logits(self.model.target.prefill([*START, *text], cache))
         self.sampler.begin(START, self.model.target.config.vocab)
         self.sampler.extend(text, logits)
-        law = self.sampler._law(self.sampler._rows(logits, ()), None)
+        law = self.sampler._laws(self.sampler._rows(logits, ()), None).row(0)
         return [(int(i), float(p)) for i, p in zip(law.ids, law.chances, strict=True) if p > 0]
 
     def p_value(self, texts: Sequence[tuple[int, ...]]) -> float:
@@ -174,10 +175,10 @@ def test_argmax_drafts_verified_as_if_sampled_are_caught(model: Model, monkeypat
 
 def test_cuts_of_the_drafter_alone_are_caught(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verification is told the target's law without top-k, as the drafter is told its own with it."""
-    honest = Sampler._law
+    honest = Sampler._laws
 
-    def law(self: Sampler, logits: Any, ids: Any) -> Law:
-        if self.rejection is not None and len(self.ops.host(logits)) and ids is None and not self.rejection.drawing:
+    def laws(self: Sampler, logits: Any, ids: Any) -> Laws:
+        if self.rejection is not None and ids is None and not self.rejection.drawing:
             return honest(Sampler(self.ops, replace(self.params, top_k=0)), logits, ids)
         return honest(self, logits, ids)
 
@@ -191,7 +192,7 @@ def test_cuts_of_the_drafter_alone_are_caught(model: Model, monkeypatch: pytest.
         return token
 
     monkeypatch.setattr(Rejection, "drawing", False, raising=False)
-    monkeypatch.setattr(Sampler, "_law", law)
+    monkeypatch.setattr(Sampler, "_laws", laws)
     monkeypatch.setattr(Sampler, "guess", guess)
     assert caught(model, "rejection") < CAUGHT
 
@@ -205,6 +206,7 @@ def test_noise_shared_by_draft_and_test_is_caught(model: Model, monkeypatch: pyt
         own = [verification.draw_uniforms(mode, seed, first, step, ids) for step in range(k)]
         return verification.Noise(fair.accept, np.stack([*own, fair.token[-1]]))
 
+    monkeypatch.setattr(kernel_noise, "COMPILED", False)  # the plain twin asks for its noise
     monkeypatch.setattr(verification, "draw_uniforms", verification.draft_uniforms, raising=False)
     monkeypatch.setattr(verification, "round_noise", noise)
     assert caught(model, "rejection", Farther) < CAUGHT
@@ -261,14 +263,52 @@ def test_the_order_of_a_laws_tokens_does_not_matter() -> None:
         for law in (Law(ids, chances), Law(ids[order], chances[order])):
             rejection = Rejection("rejection", seed)
             draft = [rejection.draw(law, 5, 0)]
-            verdicts.append((draft, rejection.verify([law, law], 5, draft)))
+            verdicts.append((draft, rejection.verify(Laws.of([law, law]), 5, draft)))
         assert verdicts[0] == verdicts[1]
+
+
+@pytest.mark.parametrize("accept", TESTED)
+def test_the_compiled_test_of_drafts_is_the_plain_one(accept: AcceptMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over laws of one token to a hundred, disjoint and alike, with holes; drafts drawn, or taken, or both."""
+    rng, kept = np.random.default_rng(7), []
+    for case in range(400):
+        k, width = int(rng.integers(0, 6)), int(rng.choice([1, 2, 5, 30, 100]))
+        spread = int(width + rng.choice([0, 3, 400]))
+        rows = [odd_law(rng, width, spread) for _ in range(k + 1)]
+        laws = [
+            rows[j] if rng.random() < 0.3 else odd_law(rng, int(rng.integers(1, width + 1)), spread) for j in range(k)
+        ]
+        drawn, first, both = int(rng.integers(0, k + 1)), int(rng.integers(2**34)), list[list[int]]()
+        for compiled in (True, False):
+            monkeypatch.setattr(kernel_noise, "COMPILED", compiled)
+            rejection = Rejection(accept, case)
+            draft = [rejection.draw(law, first, j) for j, law in enumerate(laws[:drawn])]
+            draft += [int(law.ids[0]) for law in laws[drawn:]]
+            both.append(draft + rejection.verify(Laws.of(rows), first, draft))
+        assert both[0] == both[1], case
+        kept.append((len(both[0]) - k - 1) / max(k, 1))
+    assert min(kept) == 0 < np.mean(kept) < max(kept) == 1
+
+
+def odd_law(rng: np.random.Generator, width: int, spread: int) -> Law:
+    chances = rng.dirichlet(np.full(width, 0.4)) * (rng.random(width) < 0.8)
+    chances[0] += 0.1
+    return Law(rng.permutation(spread)[:width], chances / chances.sum())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_draft_that_its_own_law_rules_out_is_refused(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_noise, "COMPILED", compiled)
+    rejection, law = Rejection("block", 3), Law(np.array([4, 9]), np.array([0.0, 1.0]))
+    rejection.drawn = [(4, law)]
+    with pytest.raises(UsageError, match="probability 0 in q"):
+        rejection.verify(Laws.of([law, law]), 5, [4])
 
 
 def test_a_draft_that_the_target_rules_out_never_stays() -> None:
     law = Law(np.array([1, 2]), np.array([0.5, 0.5]))
     for accept, seed in itertools.product(TESTED, range(50)):
-        tokens = Rejection(accept, seed).verify([law] * 3, 9, [1, 250])
+        tokens = Rejection(accept, seed).verify(Laws.of([law] * 3), 9, [1, 250])
         assert 250 not in tokens
         assert len(tokens) <= 2
 

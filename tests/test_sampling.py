@@ -28,7 +28,7 @@ def logits(size: int, seed: int = 0, scale: float = 2.0) -> Tensor:
 
 def law(ops: Any, x: Tensor, params: SamplingParams) -> Tensor:
     """The distribution over the whole vocabulary that `Sampler` draws from."""
-    found = Sampler(ops, params)._law(ops.array(x), None)
+    found = Sampler(ops, params)._laws(ops.array(x), None).row(0)
     out = torch.zeros(x.shape[1], dtype=torch.float64)
     out[torch.as_tensor(np.array(found.ids))] = torch.as_tensor(np.array(found.chances))
     return out
@@ -192,7 +192,11 @@ def test_noise_reused_across_tokens_is_caught(monkeypatch: pytest.MonkeyPatch) -
 def test_noise_reused_across_positions_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     ops = get_ops("cpu")
     honest = ops.draw
-    monkeypatch.setattr(ops, "draw", lambda *row: honest(*row[:4], row[4] // 64))
+
+    def stuck(x: Any, ids: Any, cuts: Cuts, key: tuple[int, int]) -> list[int]:
+        return [honest(x[r : r + 1], ids, cuts, (key[0], (key[1] + r) // 64))[0] for r in range(len(x))]
+
+    monkeypatch.setattr(ops, "draw", stuck)
     assert p_value(draw(Sampler(ops, LAWS[0]), PROBABILITIES.log()), PROBABILITIES[0]) < 1e-6
 
 
@@ -220,17 +224,37 @@ def test_backends_draw_the_same_token() -> None:
         assert ours.choose(cpu.array(x), 7) == theirs.choose(reference.array(x), 7)
 
 
+def odd_rows(rng: np.random.Generator, size: int) -> Tensor:
+    """Three rows with ties and with tokens ruled out: some, all but one, and almost none."""
+    values = np.round(rng.normal(0, 3, (3, size)), int(rng.integers(0, 4))).astype(np.float32)
+    for row in values:
+        row[rng.permutation(size)[int(rng.integers(1, size + 1)) :]] = -np.inf
+    return torch.from_numpy(values)
+
+
 def test_the_compiled_draw_is_the_reference_for_every_cut() -> None:
-    """Rows with ties, with tokens ruled out, of one token, and of all."""
+    """And the laws: of rows of one token and of thousands, whose columns stand for themselves or for others."""
     rng, (cpu, plain) = np.random.default_rng(5), BACKENDS
-    for case in range(300):
-        size = int(rng.integers(1, 80))
-        values = np.sort(np.round(rng.normal(0, 3, size), int(rng.integers(0, 4))).astype(np.float32))[::-1].copy()
-        values[int(rng.integers(1, size + 1)) :] = -np.inf
-        cuts = Cuts(rng.uniform(0.1, 3), rng.choice([1.0, rng.uniform(0.01, 1)]), rng.choice([0.0, rng.uniform(0, 1)]))
-        ids, seed = rng.permutation(1000)[:size], int(rng.integers(2**63))
-        drawn = [ops.draw(values, ids, cuts, seed, case + 2**40) for ops in (cpu, plain)]
+    for case in range(400):
+        x = odd_rows(rng, int(rng.choice([rng.integers(1, 80), rng.integers(80, 4000)])))
+        temperature, top_p = rng.choice([0.0, rng.uniform(0.1, 3)]), rng.choice([1.0, rng.uniform(0.01, 1)])
+        top_k = int(rng.choice([0, 1, rng.integers(1, 100), rng.integers(100, 600)]))
+        cuts = Cuts(float(temperature), float(top_p), float(rng.choice([0.0, rng.uniform(0, 1)])), top_k)
+        ids = rng.choice([None, 1]) and torch.from_numpy(rng.permutation(5000)[None, : x.shape[1]])
+        told = [(ops.array(x), ids if ids is None else ops.array(ids), cuts) for ops in (cpu, plain)]
+        seed = int(rng.integers(2**63))
+        drawn = [ops.draw(*told[i], (seed, case + 2**40)) for i, ops in enumerate((cpu, plain))]
         assert drawn[0] == drawn[1], (case, cuts)
+        draft = [drawn[0][0], -1] if case % 2 else drawn[0][:2]  # rows behind a draft that does not stay are left out
+        for i, ops in enumerate((cpu, plain)):
+            assert ops.draw(*told[i], (seed, case + 2**40), draft) == drawn[0][: 2 if case % 2 else 3]
+        if temperature:
+            found, wanted = ([dict(zip(*map(list, row))) for row in zip(*ops.laws(*told[i]))]  # noqa: B905
+                             for i, ops in enumerate((cpu, plain)))  # fmt: skip
+            for ours, theirs in zip(found, wanted, strict=True):
+                assert {i: p for i, p in ours.items() if p} == pytest.approx(
+                    {i: p for i, p in theirs.items() if p}, 1e-9
+                )
 
 
 def test_a_drafter_with_the_targets_law_is_always_right_and_a_near_one_mostly() -> None:

@@ -138,6 +138,27 @@ def test_the_judge_adds_up_what_each_mode_keeps() -> None:
         assert judge.kept[mode] == pytest.approx(float(law @ np.arange(4)))
 
 
+def test_the_judge_sees_every_round_of_the_engine() -> None:
+    """Whose tests of drafts are compiled, and so pass `verification` by; the verdicts stay the same."""
+    rows = get_ops("cpu").array(torch.randn(3, 40, generator=torch.Generator().manual_seed(1)))
+
+    def write() -> list[list[int]]:
+        sampler = Sampler(get_ops("cpu"), SamplingParams(temperature=1.0, top_k=8, accept="block"))
+        sampler.begin([1], 40)
+        found = []
+        for position in range(20):
+            draft = [sampler.guess(rows[:1], None, position, []), 5]
+            found.append(sampler.verify(rows, position, draft))
+        return found
+
+    wanted = write()
+    with temperatures.Judge() as judge:
+        assert write() == wanted
+    assert judge.rounds == 19
+    assert write() == wanted
+    assert judge.rounds == 19
+
+
 def test_the_documents_tables_are_the_records() -> None:
     told = {"value": 1.5, "ci95": [1.25, 1.75]}
     length = {"acceptance_length": 1.634, "acceptance_length_ci95": None}
@@ -156,10 +177,15 @@ def test_the_documents_tables_are_the_records() -> None:
     assert "| coupled: texts that are equal, drafting or not | 100% of 1,000 |" in table({"summary": summary})
     assert "| peeking: least p (must be caught) | 1e-09 |" in table({"summary": summary})
     assert "20,000 texts a mode do not differ (p = 0.25)" in line({"summary": summary})
-    shares = {name: {"rules": {"share": 0.01}, "choosing": {"share": share}}
+    shares = {name: {"rules": {"share": 0.01}, "choosing": {"share": share}, "llguidance": {"share": 0.0}}
               for name, share in {"greedy": 0.02, "top-k, top-p": 0.07}.items()}  # fmt: skip
     table, line = readme_table.VIEWS["paceline-processors/1"]
-    assert "| top-k, top-p | 1.0% | 7.0% |" in table({"summary": shares})
+    large = {"round_bytes": 5e9, "copy_bytes_per_s": 5e10, "least_round_ms": 100.0,
+             "ways": {"greedy": {"choosing_ms": 1.0, "share_at_most": 1 / 101}}}  # fmt: skip
+    shown = table({"summary": shares, "at_e2b_size": large, "options": {"k": 3}})
+    assert "| greedy | 2.0% | 1.0% | 0.0% | 1.0 (1.0%) |" in shown
+    assert "| top-k, top-p | 7.0% | 1.0% | 0.0% |  |" in shown
+    assert "5.0 GB at 50 GB/s, the bandwidth of a copy: 100 ms" in shown
     assert "takes 5.0% of a text's CPU time more" in line({"summary": shares})
 
 
@@ -168,15 +194,15 @@ def test_the_clock_counts_what_a_method_calls_once() -> None:
     ops = get_ops("cpu")
     rows = ops.array(torch.zeros(3, 50))
     with processors.clocked() as clock:
-        sampler = Sampler(ops, SamplingParams(temperature=1.0))
+        sampler = Sampler(ops, SamplingParams(temperature=1.0, logit_bias={3: 1.0}))
         sampler.begin([1], 50)
         start = processors.time.process_time()
         for position in range(50):
-            sampler.verify(rows, position, [1, 2])  # calls _rows
+            sampler.verify(rows, position, [1, 2])  # calls _reshape
         whole = processors.time.process_time() - start
     assert 0 < clock.spent["rules"] < clock.spent["choosing"] <= whole
     assert Sampler.verify is honest
-    row = {"seconds": 2.0, "rules": 0.1, "choosing": 0.5}
+    row = {"seconds": 2.0, "rules": 0.1, "choosing": 0.5, "llguidance": 0.05}
     told = processors.summarise({"greedy": [row | {"round_s": [0.5]}] * 6, "way": [row | {"round_s": [0.6, 0.6]}] * 6})
     assert told["way"]["rules"] == {"share": pytest.approx(0.05), "ci95": pytest.approx([0.05, 0.05])}
     assert told["way"]["quickest_round_ms"] == pytest.approx(600.0)

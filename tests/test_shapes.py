@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from paceline.errors import UsageError
 from paceline.models.gemma4 import Target
 from paceline.models.mtp import MtpDrafter, check_pair
 from paceline.models.plan import Plan
-from paceline.shapes import SHAPES, drafter_config, shorten, target_config
+from paceline.shapes import SHAPES, drafter_config, shorten, size_of, target_config
 
 # Text models without towers and without the key/value weights that sharing layers do not use; drafters with their
 # token_ordering. Counted from the published configurations with Transformers.
@@ -121,6 +121,12 @@ def test_a_short_model_can_be_built() -> None:
     target = Target(short, plan)
     assert (len(target.layers), target.last_owner) == (12, 5)
     assert MtpDrafter(drafter_config("e4b"), short, empty_plan()).kv_layers == [4, 4, 4, 5]
+
+
+def test_a_size_is_known_by_its_layers() -> None:
+    assert [size_of(target_config(name)) for name in SHAPES] == list(SHAPES)
+    assert size_of(shorten(target_config("31b"), 12)) is None
+    assert size_of(replace(target_config("e4b"), vocab=4096)) is None
 
 
 def test_bad_input_is_one_sentence() -> None:

@@ -21,8 +21,10 @@ from paceline.control.outlook import outlook
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, bounded
 from paceline.engine import Engine
 from paceline.kernels import Array
+from paceline.models.gemma4 import Target
 from paceline.resolve import Decision, Resolved
 from paceline.sampling import Sampler
+from paceline.shapes import size_of
 from paceline.speculate import speculate, start
 from paceline.steering import LONGEST
 from paceline.types import SamplingParams
@@ -128,6 +130,12 @@ def cost_decisions(resolved: Resolved) -> list[Decision]:
             Decision("auto would", "draft where it pays", outlook(found.table, LONGEST))]  # fmt: skip
 
 
+def model_of(target: Target) -> store.Model:
+    """What the table is about, for those who look for a size and have no checkpoint."""
+    weight = target.embedding
+    return store.Model(size=size_of(target.config), weight_bytes=round(weight.nbytes / (weight.rows * weight.cols)))
+
+
 def table_for(engine: Engine, pair: Pair, contexts: Sequence[int] = ()) -> store.Stored:
     """The table that is kept for this pair on this machine; measured now, and kept, where there is none.
 
@@ -138,6 +146,6 @@ def table_for(engine: Engine, pair: Pair, contexts: Sequence[int] = ()) -> store
     if found.table is not None and not contexts:
         return found
     timings, step_ms = calibrate(engine, contexts or (CONTEXT,))
-    kept = store.save(subject, timings, step_ms)
+    kept = store.save(subject, timings, step_ms, model_of(engine.target))
     note = "" if contexts else f", since it was {found.origin}"
     return store.Stored(CostTable(timings, step_ms=step_ms), f"measured just now{note}; {kept}")

@@ -105,6 +105,7 @@ def advise(
     from paceline.advisor.advise import Wish
     from paceline.advisor.advise import advise as judge
     from paceline.advisor.machines import choose
+    from paceline.advisor.measured import kept_here, of_file
     from paceline.advisor.page import write
     from paceline.advisor.report import record, show
     from paceline.advisor.workload import from_prompts
@@ -113,7 +114,9 @@ def advise(
     if prompts:
         asked = from_prompts(prompts, output, context, category)
     wish = Wish(target=target.lower(), batch=batch, output=output, temperature=temperature, **asked)
-    advice = judge(choose(gpu, memory, bandwidth), wish, cost)
+    machine = choose(gpu, memory, bandwidth)
+    wanted = () if html else wish.sizes  # a page computes everything itself
+    advice = judge(machine, wish, of_file(cost, wish.target, batch) if cost else kept_here(machine, wanted, batch))
     if html:
         write(advice, html)
     show(advice, Console(stderr=as_json), explain)

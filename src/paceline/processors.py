@@ -1,4 +1,4 @@
-"""Rules that reshape a row of logits before its token is chosen, as pure functions.
+"""Rules that reshape a row of logits before its token is chosen, and the tokens of a text that they look at.
 
 All rules of a request work in the order of Transformers' logits processors: logit bias, repetition penalty, presence
 and frequency penalty (which Transformers lacks; after the repetition penalty, as in vLLM), end tokens masked up to
@@ -6,8 +6,8 @@ and frequency penalty (which Transformers lacks; after the repetition penalty, a
 model's soft cap comes before all of them.
 
 Rows are float32 over the whole vocabulary. A row of a verification is processed after the drafts before it, so it
-becomes what plain decoding would make of it. Only the tokens that a text holds are touched: a row costs what the text
-is long, whatever the vocabulary.
+becomes what plain decoding would make of it (`Ops.reshape`). Only the tokens that a text holds are touched: beyond its
+copy a row costs what the text is long, whatever the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from paceline.kernels import Rules
 from paceline.types import SamplingParams
 
 Row = npt.NDArray[np.float32]
@@ -26,69 +27,42 @@ Ids = npt.NDArray[np.int64]
 class Context:
     """The rules of one text and the tokens that they look at: each token once, and how often the text holds it."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], end_ids: Sequence[int] = ()) -> None:
-        self.params, self.end_ids, self.length = params, np.array(sorted(end_ids), np.int64), 0
-        self.bias_ids = np.array([token for token, _ in params.biases], np.int64)
-        self.biases = np.array([bias for _, bias in params.biases], np.float32)
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], end_ids: Sequence[int], vocab: int) -> None:
+        self.params, self.vocab, self.length = params, vocab, 0
+        self.ends = np.array(sorted(token for token in end_ids if token < vocab), np.int64)
+        ids, values = zip(*params.biases, strict=True) if params.biases else ((), ())
+        self.bias = np.array(ids, np.int64), np.array(values, np.float32)
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        self.penalties = float(penalties[0]), float(penalties[1]), float(penalties[2])
         # Tokens of the prompt count for the repetition penalty only: they were written 0 times.
-        self.times = dict.fromkeys(prompt, 0)
-        self.extend([])
+        self.places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self.seen = np.array(list(self.places), np.int64)
+        self.times = np.zeros_like(self.seen)
+        self.rules = self._rules()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """These tokens are written too."""
-        for token in tokens:
-            self.times[token] = self.times.get(token, 0) + 1
         self.length += len(tokens)
-        self.at = np.fromiter(self.times, np.int64, len(self.times))
-        self.counts = np.fromiter(self.times.values(), np.int64, len(self.times))
+        for token in tokens:
+            place = self.places.setdefault(token, len(self.places))
+            if place == len(self.seen):
+                self.seen, self.times = (
+                    np.append(kept, np.zeros(64 + place, np.int64)) for kept in (self.seen, self.times)
+                )
+            self.seen[place] = token
+            self.times[place] += 1
+        self.rules = self._rules()
 
-    def process(self, rows: Row, drafts: Sequence[Sequence[int]]) -> Row:
-        """New rows [n, vocab] with every rule before the temperature applied; the r-th follows drafts[r]."""
-        rows = rows.copy()
-        if self.params.biases:
-            rows[:, self.bias_ids] += self.biases
-        if penalises(self.params):
-            drafted = [self._drafted(row, draft) for row, draft in zip(rows, drafts, strict=True)]
-            rows[:, self.at] = penalised(rows[:, self.at], self.counts, self.params)
-            for row, (ids, values) in zip(rows, drafted, strict=True):
-                row[ids] = values
-        for row, draft in zip(rows, drafts, strict=True):
-            if self.length + len(draft) < self.params.min_tokens:
-                row[self.end_ids[self.end_ids < len(row)]] = -np.inf
-        return rows
-
-    def _drafted(self, row: Row, draft: Sequence[int]) -> tuple[list[int], Row]:
-        """The tokens of the drafts, and their logits of the row under the penalties that hold after all of them."""
-        own = list(dict.fromkeys(draft))
-        if not own:
-            return own, row[:0]
-        times = np.array([self.times.get(token, 0) + list(draft).count(token) for token in own], np.int64)
-        return own, penalised(row[own], times, self.params)
+    def _rules(self) -> Rules:
+        """Those that hold after the tokens so far; the arrays have room for more."""
+        count, missing = len(self.places), self.params.min_tokens - self.length
+        return Rules(self.vocab, self.bias, self.ends, self.seen[:count], self.times[:count], missing, self.penalties)
 
 
 def reshapes(params: SamplingParams) -> bool:
     """Whether any rule before the temperature is on."""
-    return bool(penalises(params) or params.biases or params.min_tokens)
-
-
-def penalises(params: SamplingParams) -> bool:
-    """Whether any rule looks at which tokens came before."""
-    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
-
-
-def penalised(logits: Row, times: Ids, params: SamplingParams) -> Row:
-    """Logits [..., m] of tokens seen before, written so many times [m], under all penalties.
-
-    Repetition divides positive logits by the penalty and multiplies the others: Keskar et al. 2019 (arXiv 1909.05858),
-    with the sign handled as in Transformers. Presence is taken off every written token, frequency for each time.
-    """
-    if params.repetition_penalty != 1.0:
-        factor = np.float32(params.repetition_penalty)
-        logits = np.where(logits < 0, logits * factor, logits / factor)
-    if params.presence_penalty or params.frequency_penalty:
-        taken = params.presence_penalty * (times > 0) + params.frequency_penalty * times
-        logits = logits - taken.astype(np.float32)
-    return logits
+    penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    return bool(penalised or params.biases or params.min_tokens)
 
 
 def log_softmax(row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -186,6 +186,13 @@ def drafter_config(name: str) -> DrafterConfig:
     return parse_drafter(_shape(name).assistant, f"the shape {name}'s drafter")
 
 
+def size_of(config: TextConfig) -> str | None:
+    """The published size whose layers, widths and vocabulary these are; None for any other model."""
+    same = (name for name in SHAPES if (own := target_config(name)).layers == config.layers
+            and (own.hidden, own.vocab, own.experts) == (config.hidden, config.vocab, config.experts))  # fmt: skip
+    return next(same, None)
+
+
 def _shape(name: str) -> Shape:
     if name not in SHAPES:
         raise UsageError(f"there is no published size {name!r}; choose {', '.join(SHAPES)}")

@@ -20,9 +20,12 @@ from tokenizers import Tokenizer
 from paceline.errors import UsageError
 from paceline.types import SamplingParams
 
-Mask = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint32]
 # Any space that JSON allows, but not without end: models like to go on with it for ever.
 SPACE = {"whitespace_pattern": r"[ \n\t]{1,20}"}
+# Tokens that llguidance knows beforehand to match these: where one holds, a mask takes them all at once, and only the
+# others are walked through. Its own slices are those of JSON strings; words are what regular expressions ask for.
+WORDS = "[a-zA-Z ]{1,16}"
 
 
 @dataclass(frozen=True)
@@ -35,37 +38,74 @@ class Ids:
 
 
 class Constraint:
-    """The grammar of one text; it stands after the tokens emitted so far."""
+    """The grammar of one text; it stands after the tokens emitted so far.
+
+    Masks are kept until more is emitted: a verified row wants the one that its draft was guessed under.
+    """
 
     def __init__(self, matcher: Any, name: str, ids: Ids) -> None:
         self.matcher, self.name, self.ids, self.end_ids = matcher, name, ids, ids.ends
+        self.masks: dict[tuple[int, ...], Bits] = {}
+        self.ahead: tuple[int, ...] = ()  # drafts that the matcher has read
+        self.every = _bits(ids.vocab, ids.suppress)
 
     def legal(self, draft: Sequence[int]) -> int:
         """How many of the drafts the grammar allows, one after the other; nothing follows an end token."""
-        until = self._end(draft)
-        count: int = self.matcher.validate_tokens(list(draft[: until + 1]))
-        return count
+        until = min(self._end(draft) + 1, len(draft))
+        return next((j for j in range(until) if not self._allows(draft[:j], draft[j])), until)
 
-    def allowed(self, draft: Sequence[int] = ()) -> Mask:
-        """Which tokens [vocab] may come after the drafts: all of them where the text has ended before."""
-        if self._end(draft) < len(draft):
-            return np.ones(self.ids.vocab, np.bool_)
-        count = self.matcher.try_consume_tokens(list(draft))
-        bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
-        self.matcher.rollback(count)
-        mask = np.unpackbits(bits, count=self.ids.vocab, bitorder="little").astype(np.bool_)
-        mask[list(self.ids.suppress)] = False
-        if not mask.any():
-            raise UsageError(f"{self.name} leaves no token to go on with: {_first_line(self.matcher.get_error())}")
+    def allowed(self, draft: Sequence[int] = ()) -> Bits:
+        """Which tokens may come after the drafts: all of them where the text has ended before."""
+        before = tuple(draft)
+        mask = self.masks.get(before)
+        if mask is None:
+            mask = self.masks[before] = self._mask(before) if self.end_ids.isdisjoint(before) else self.every
         return mask
 
     def extend(self, tokens: Sequence[int]) -> None:
         """These tokens were emitted; what stands after an end token is not part of the text."""
-        self.matcher.consume_tokens(list(tokens[: self._end(tokens)]))
+        self._read(tuple(tokens[: self._end(tokens)]))
+        self.ahead = ()
+        self.masks.clear()
+
+    def _allows(self, draft: Sequence[int], token: int) -> bool:
+        return bool(int(self.allowed(draft)[token // 32]) >> token % 32 & 1)
+
+    def _mask(self, draft: tuple[int, ...]) -> Bits:
+        self._read(draft)
+        mask: Bits = np.frombuffer(self._compute(), "<u4")[: len(self.every)]
+        if self.ids.suppress:
+            mask = mask & self.every
+        if not mask.any():
+            raise UsageError(f"{self.name} leaves no token to go on with: {_first_line(self.matcher.get_error())}")
+        return mask
+
+    def _compute(self) -> bytes:
+        """The mask where the matcher stands; apart from the rest because it can be the dearest step of a round."""
+        mask: bytes = self.matcher.compute_bitmask()
+        return mask
+
+    def _read(self, tokens: tuple[int, ...]) -> None:
+        """Puts the matcher behind these tokens, or behind those of them that the grammar allows."""
+        same = 0
+        while same < min(len(self.ahead), len(tokens)) and self.ahead[same] == tokens[same]:
+            same += 1
+        if same < len(self.ahead):
+            self.matcher.rollback(len(self.ahead) - same)
+        if same < len(tokens):
+            same += self.matcher.try_consume_tokens(list(tokens[same:]))
+        self.ahead = tokens[:same]
 
     def _end(self, tokens: Sequence[int]) -> int:
         """Where the first end token stands; the length without one."""
         return next((i for i, token in enumerate(tokens) if token in self.end_ids), len(tokens))
+
+
+def _bits(vocab: int, missing: Sequence[int]) -> Bits:
+    """A bit for each token, from the lowest on, but for those that are missing."""
+    present = np.arange(-(-vocab // 32) * 32) < vocab
+    present[list(missing)] = False
+    return np.packbits(present, bitorder="little").view(np.uint32)
 
 
 class Structure:
@@ -97,7 +137,10 @@ class Structure:
         library = require_llguidance(name)
         if self._table is None:
             ends = sorted(self.ids.ends)
-            self._table = library.LLTokenizer(self.tokenizer.to_str(), n_vocab=self.ids.vocab, eos_token=ends)
+            slices = [WORDS, *library.LLTokenizer.general_slices()]
+            self._table = library.LLTokenizer(
+                self.tokenizer.to_str(), n_vocab=self.ids.vocab, eos_token=ends, slices=slices
+            )
         matcher = library.LLMatcher(self._table, grammar, log_level=0)
         if matcher.is_error():
             raise UsageError(f"{name} cannot be used: {_first_line(matcher.get_error())}")

@@ -37,6 +37,8 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Kind = TypeVar("Kind", bound=np.generic)
 
+RULED_OUT = "a draft has probability 0 in q; q must be the law that the draft was drawn from"
+
 
 class Purpose(IntEnum):
     """What a random number is for. Two purposes never share one."""
@@ -75,7 +77,7 @@ def draft_uniforms(mode: AcceptMode, seed: Words, first: Words, step: int, ids: 
     """Uniforms [..., V] that draw the round's draft number `step` (from 0); its first token will sit at `first`."""
     if mode == "coupled":
         return philox_uniform(seed, np.asarray(first, dtype=np.uint64) + np.uint64(step), ids)
-    return philox_uniform(seed, first, ids, _word(Purpose.DRAFT, step))
+    return philox_uniform(seed, first, ids, word(Purpose.DRAFT, step))
 
 
 def round_noise(mode: AcceptMode, seed: Words, first: Words, k: int, ids: npt.NDArray[np.uint64]) -> Noise:
@@ -85,15 +87,16 @@ def round_noise(mode: AcceptMode, seed: Words, first: Words, k: int, ids: npt.ND
     """
     steps = np.arange(k + 1, dtype=np.uint64)[:, None]
     zero = np.zeros(1, dtype=np.uint64)
-    accept = philox_uniform(seed, first, zero, _word(Purpose.ACCEPT, steps[:k]))[..., 0]
+    accept = philox_uniform(seed, first, zero, word(Purpose.ACCEPT, steps[:k]))[..., 0]
     if mode == "coupled":
         return Noise(accept, philox_uniform(seed, np.asarray(first, dtype=np.uint64) + steps, ids))
-    row = philox_uniform(seed, first, ids[None], _word(Purpose.RESIDUAL, 0))  # [..., 1, V]
+    row = philox_uniform(seed, first, ids[None], word(Purpose.RESIDUAL, 0))  # [..., 1, V]
     return Noise(accept, np.broadcast_to(row, (*row.shape[:-2], k + 1, len(ids))))
 
 
-def _word(purpose: Purpose, step: Words) -> Words:
-    return np.asarray(step, dtype=np.uint64) * np.uint64(256) + np.uint64(purpose)
+def word(purpose: Purpose, step: Words) -> Words:
+    """The counter's fourth word for a purpose in a step, or in many."""
+    return step * 256 + int(purpose)
 
 
 def draw(law: Floats, uniforms: Floats) -> Ids:
@@ -220,7 +223,7 @@ def _check(mode: AcceptMode, draft: Ids, q: Floats, p: Floats) -> None:
     if q.shape != (*draft.shape, columns) or p.shape != (*draft.shape[:-1], k + 1, columns):
         raise UsageError(f"{k} drafts need laws q [{k}, V] and p [{k + 1}, V], not {list(q.shape)} and {list(p.shape)}")
     if not (_of(draft, q) > 0).all():
-        raise UsageError("a draft has probability 0 in q; q must be the law that the draft was drawn from")
+        raise UsageError(RULED_OUT)
 
 
 def _of(index: Ids, values: npt.NDArray[Kind]) -> npt.NDArray[Kind]:

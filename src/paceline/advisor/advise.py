@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from paceline.advisor import memory, speed
 from paceline.advisor.commands import HUB, Setup, commands
 from paceline.advisor.forecast import Forecast, forecast
 from paceline.advisor.machines import Machine
+from paceline.advisor.measured import Found, Rounds
 from paceline.advisor.memory import PRECISIONS, Plan, Use
 from paceline.advisor.priors import SMALL, Prior, prior
 from paceline.cache import PAGE
 from paceline.config import DrafterConfig, TextConfig
-from paceline.control.cost import CostTable, read_table
 from paceline.errors import UsageError
 from paceline.shapes import SHAPES, drafter_config, target_config
 
@@ -109,25 +108,25 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """All decisions; `best` is the recommended one, None where nothing fits. measured: the file of round times."""
+    """All decisions; `best` is the recommended one, None where nothing fits. found: measured round times."""
 
     machine: Machine
     wish: Wish
     prior: Prior
     decisions: list[Decision]
     best: Decision | None
-    measured: str = ""
+    found: Found = field(default_factory=Found)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size at one precision, before it is judged. table: measured rounds of the size wished for, in bf16."""
+    """One size at one precision, before it is judged. rounds: measured ones by size, in bf16."""
 
     machine: Machine
     wish: Wish
     size: str
     precision: str
-    table: CostTable | None = None
+    rounds: Mapping[str, Rounds] = field(default_factory=dict)
 
     @property
     def config(self) -> TextConfig:
@@ -152,23 +151,20 @@ class Case:
         return memory.fits(memory.plan(self.config, self.drafter, self.bits, use), self.machine.room)
 
 
-def advise(machine: Machine, wish: Wish, cost: Path | None = None) -> Advice:
-    """Judges the sizes asked for at every precision; `cost` is a file of measured rounds of the one that is wished for.
+def advise(machine: Machine, wish: Wish, found: Found | None = None) -> Advice:
+    """Judges the sizes asked for at every precision; `found` are measured rounds, which go before predicted ones.
 
-    Raises UsageError for a wish that no size can hold, and for a file that is none or does not say of which size.
+    Raises UsageError for a wish that no size can hold.
     """
-    if cost is not None and wish.target == "any":
-        raise UsageError(f"{cost} holds the rounds of one size; say with --target which")
-    table = None if cost is None else read_table(cost)
+    found = found or Found()
     prior_ = prior(wish.category, wish.temperature)
     small = prior(wish.category, wish.temperature, small=True)
     most = max(target_config(size).max_positions for size in wish.sizes)
     if wish.context > most:
         raise UsageError(f"a context of {wish.context} tokens is more than {most}, the most these sizes take")
-    cases = [Case(machine, wish, size, precision, table) for size in wish.sizes for precision in PRECISIONS]
+    cases = [Case(machine, wish, size, precision, found.rounds) for size in wish.sizes for precision in PRECISIONS]
     decisions = [decide(case, small if case.size in SMALL else prior_) for case in cases]
-    return Advice(machine=machine, wish=wish, prior=prior_, decisions=decisions, best=recommend(decisions),
-                  measured="" if cost is None else cost.name)  # fmt: skip
+    return Advice(machine=machine, wish=wish, prior=prior_, decisions=decisions, best=recommend(decisions), found=found)
 
 
 def recommend(decisions: list[Decision]) -> Decision | None:
@@ -208,7 +204,9 @@ def takes_int8_head(case: Case) -> bool:
 def _load(case: Case, int8_head: bool) -> speed.Load:
     """A round halfway through the answer."""
     wish = case.wish
-    measured = case.table if case.precision == "bf16" and case.size == wish.target else None
+    rounds = case.rounds.get(case.size) if case.precision == "bf16" else None
+    # Beyond the texts it was measured with, a table would have more of them cost nothing.
+    measured = rounds.table if rounds and wish.batch <= rounds.table.batches[-1] else None
     return speed.Load(batch=wish.batch, context=wish.prompt_tokens + wish.output - wish.output // 2,
                       weight_bytes=case.bits / 8, int8_head=int8_head, measured=measured)  # fmt: skip
 

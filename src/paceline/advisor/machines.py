@@ -14,6 +14,7 @@ from paceline.errors import UsageError
 
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*([kmgt]i?b)?\s*(/s|ps)?\s*", re.IGNORECASE)
+HERE = "this machine's CPU"
 SIZE = re.compile(r"\d+gb")
 
 
@@ -129,7 +130,7 @@ def detect() -> Machine:
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     if held <= 0:
         raise UsageError("this system does not tell its memory; give --memory and --bandwidth")
-    return Machine(name="this machine's CPU", kind="cpu", memory=float(held), usable=0.75,
+    return Machine(name=HERE, kind="cpu", memory=float(held), usable=0.75,
                    source="memory as the system tells it; that a quarter stays with it is an assumption")  # fmt: skip
 
 

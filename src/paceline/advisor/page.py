@@ -42,7 +42,7 @@ def html(advice: Advice) -> str:
 
 def write(advice: Advice, path: Path) -> None:
     """Writes the page whole or not at all. Raises UsageError where it cannot be written, or rounds were measured."""
-    if advice.measured:
+    if advice.found.rounds:
         raise UsageError("--html draws predicted rounds and knows no measured ones; leave out --html or --cost")
     check_writable(path)
     write_text(path, html(advice))

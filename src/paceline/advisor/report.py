@@ -84,6 +84,8 @@ def sentences(advice: Advice) -> Iterator[str]:
     best = advice.best
     if advice.wish.workload:
         yield f"Workload: {advice.wish.workload}."
+    if advice.found.left_out:
+        yield advice.found.left_out
     if best is None:
         yield f"Nothing fits as asked. Changes: {changes(advice.decisions)}."
         return
@@ -125,24 +127,26 @@ def _expectation(advice: Advice, best: Decision) -> Iterator[str]:
             f"That is {seen.of_ceiling:.0%} of the {seen.ceiling:.0f} tokens/s that the bytes of such rounds allow at"
             " the datasheet's bandwidth."
         )
-    times = model_error() if best.precision != "bf16" or not advice.measured else measured_rounds(advice)
+    measured = best.precision == "bf16" and best.size in advice.found.rounds
+    times = measured_rounds(advice, best.size) if measured else model_error()
     yield f"The range is that of acceptance ({advice.prior.category}); {times}."
     yield f"{beside_published(best.size)}."
 
 
-def measured_rounds(advice: Advice) -> str:
-    """Where the times of bf16 rounds come from, if they were measured, in one clause."""
-    return f"round times of {HUB[advice.wish.target]} at bf16 were measured ({advice.measured})"
+def measured_rounds(advice: Advice, size: str) -> str:
+    """Where the times of a size's bf16 rounds come from, which were measured, in one clause."""
+    return f"round times of {HUB[size]} at bf16 were measured ({advice.found.rounds[size].origin})"
 
 
 def model_error() -> str:
     """How far the speed model was off where it was measured, in one clause."""
     kept = calibration()
-    rounds = kept["errors"]["rounds"]
+    held = kept["errors"].get("held_out_cells")
+    rounds, which = (held, " that were left out of the fit") if held else (kept["errors"]["rounds"], "")
     return (
         f"round times come from constants fitted to Paceline's bf16 rounds on one {kept['provenance']['gpu']} (median"
-        f" error {rounds['median']:.1%}, worst {rounds['worst']:.1%}, of {rounds['rows']}), and on other machines,"
-        " engines and precisions they are an assumption"
+        f" error {rounds['median']:.1%}, worst {rounds['worst']:.1%}, of {rounds['rows']}{which}), and on other"
+        " machines, engines and precisions they are an assumption"
     )
 
 
@@ -208,10 +212,11 @@ def elsewhere_table(decision: Decision, advice: Advice) -> Table:
 
 def sources(advice: Advice) -> list[str]:
     """Where the figures come from, and what is assumed."""
-    origin = calibration()["provenance"]
+    origin, rounds = calibration()["provenance"], advice.found.rounds
     return [
         f"Machine: {advice.machine.source}.",
-        *([f"Rounds: {measured_rounds(advice)}; the others are predicted."] if advice.measured else []),
+        *([f"Rounds: {'; '.join(measured_rounds(advice, size) for size in rounds)}; the others are predicted."]
+          if rounds else []),
         f"Acceptance, {advice.prior.basis}; {SMALL_BASIS}. Sampling: {SAMPLING_BASIS}.",
         f"Speeds: {model_error()}; measured {origin['measured_utc']}, fitted by {origin['fit']}.",
         f"Elsewhere: {elsewhere()}; {published_speedups()}.",
@@ -235,7 +240,8 @@ def record(advice: Advice) -> dict[str, Any]:
     best = None if advice.best is None else advice.decisions.index(advice.best)
     return {
         "schema": "paceline-advice/1", "label": LABEL, "machine": asdict(advice.machine), "wish": asdict(advice.wish),
-        "measured": advice.measured,
+        "measured": {size: rounds.origin for size, rounds in advice.found.rounds.items()},
+        "measured_left_out": advice.found.left_out,
         "acceptance": asdict(advice.prior), "decisions": rows, "recommended": best,
         "calibration": calibration(), "sources": sources(advice),
     }  # fmt: skip

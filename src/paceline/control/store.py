@@ -1,6 +1,7 @@
 """Cost tables that were measured, kept in the user's cache folder: one file a machine, model, drafter and backend.
 
-A file of another version of Paceline or of its libraries, or one that cannot be read, counts as not there.
+A file of another version of Paceline or of its libraries, or one that cannot be read, counts as not there for whoever
+measures it anew; whoever only looks what is kept (`entries`) is told of it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,26 @@ class Subject:
         return folder() / "costs" / f"{name}.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a target is to those who do not have it: its published size, None for another, and bytes of a weight."""
+
+    size: str | None = None
+    weight_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A table that is kept. versions: those it was measured with; date: its day, UTC."""
+
+    path: Path
+    subject: Subject
+    model: Model
+    versions: dict[str, Any]
+    date: str
+    table: CostTable
+
+
 def folder() -> Path:
     """The cache folder: $PACELINE_CACHE, else paceline in $XDG_CACHE_HOME, else ~/.cache/paceline."""
     if own := os.environ.get("PACELINE_CACHE"):
@@ -60,10 +81,15 @@ def folder() -> Path:
 
 def subject(target: Path, drafter: Path | str | None, backend: str, threads: int) -> Subject:
     """What a table of this pair on this machine holds for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     own = f"{drafter}" if drafter is None or isinstance(drafter, str) else fingerprint(drafter)
-    return Subject(machine=f"{processor()}, {cores} cores", threads=threads, target=fingerprint(target), drafter=own,
+    return Subject(machine=machine(), threads=threads, target=fingerprint(target), drafter=own,
                    backend=backend)  # fmt: skip
+
+
+def machine() -> str:
+    """This machine, as tables name it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor()}, {cores} cores"
 
 
 def processor() -> str:
@@ -110,11 +136,32 @@ def load(of: Subject) -> Stored:
         return Stored(None, f"unusable: {error}")
 
 
-def save(of: Subject, timings: list[Timing], step_ms: float) -> str:
+def entries() -> list[Entry]:
+    """Every table that is kept, the newest first. Raises UsageError for a file that is none."""
+    found = [_entry(path) for path in sorted((folder() / "costs").glob("*.json"))]
+    return sorted(found, key=lambda entry: entry.date, reverse=True)
+
+
+def _entry(path: Path) -> Entry:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data["schema"] != SCHEMA:
+            raise ValueError("another schema")
+        return Entry(
+            path=path, subject=Subject(**data["subject"]), model=Model(**data.get("model", {})),
+            versions=dict(data["versions"]), date=str(data["date_utc"])[:10], table=parse_table(data, str(path)),
+        )  # fmt: skip
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, UsageError):
+        raise UsageError(f"{path} holds no round times; delete it, `paceline calibrate` measures them anew") from None
+
+
+def save(of: Subject, timings: list[Timing], step_ms: float, model: Model | None = None) -> str:
     """Keeps a table; returns where, or why it could not be kept: a full or read-only disk must not stop a run."""
     rows = [{name: value for name, value in asdict(t).items() if value is not None} for t in timings]
     data: dict[str, Any] = {
-        "schema": SCHEMA, "subject": asdict(of), "versions": versions(),
+        "schema": SCHEMA, "subject": asdict(of), "model": asdict(model or Model()), "versions": versions(),
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"), "step_ms": step_ms, "rows": rows,
     }  # fmt: skip
     try:

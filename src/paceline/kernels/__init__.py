@@ -96,11 +96,31 @@ class Branch(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """What a row of logits is divided by, and what is left of it: top_p 1.0 and min_p 0.0 leave everything."""
+    """What a row of logits is divided by, and what is left of it; the defaults leave everything.
+
+    Top-k comes first, then top-p and min-p of what it left. Temperature 0 is greedy.
+    """
 
     temperature: float
     top_p: float = 1.0
     min_p: float = 0.0
+    top_k: int = 0
+
+
+class Rules(NamedTuple):
+    """What reshapes a row before its temperature; see `paceline.processors` for how.
+
+    bias: (ids, values). ends: ids that stay out while fewer than `missing` tokens follow the text. seen: the text's
+    tokens, each once, and times how often it was written. penalties: repetition, presence, frequency.
+    """
+
+    vocab: int
+    bias: tuple[np.ndarray, np.ndarray]
+    ends: np.ndarray
+    seen: np.ndarray
+    times: np.ndarray
+    missing: int
+    penalties: tuple[float, float, float]
 
 
 class Reach(NamedTuple):
@@ -264,14 +284,32 @@ class Ops(Protocol):
         u = (first 53 bits of the output + 1/2) / 2^53, noise = -log(-log u).
         """
 
-    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
-        """One of the tokens ids [m], int64, by their logits float32 [m] and the Gumbel noise of the position.
+    def draw(
+        self, x: Array, ids: Array | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
+        """A token for each row of logits [n, V], by the Gumbel noise of its place: key = (seed, position of the first).
 
-        Both are on the host. Where cuts.top_p is below 1 the logits must be descending.
+        Greedy: the greatest logit's, ties by lowest index. With ids [1, m] the rows [n, m] stand for these tokens.
+        Ends with the first row whose token is not its draft, where it has one.
+        """
+
+    def laws(self, x: Array, ids: Array | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
+        """What `draw` draws from: tokens [n, m] and their chances, float64, 0 for what top-p and min-p leave out."""
+
+    def reshape(self, x: Array, ids: Array | None, rules: Rules, draft: Sequence[int]) -> Array:
+        """New rows [n, V] under these rules; the last stands after all drafts, the one before it after all but one.
+
+        With ids [1, m] the only row holds the logits [1, m] of these tokens, each once.
+        """
+
+    def permit(self, x: Array, ids: Array | None, bits: np.ndarray) -> Array:
+        """New rows [n, V] with minus infinity where a row's bits, uint32 [n, V / 32] from the lowest on, are 0.
+
+        With ids [1, m] the only row holds the logits [1, m] of these tokens.
         """
 
     def prepare(self) -> None:
-        """Compiles what only long contexts use, so that no request waits for it."""
+        """Compiles what only some requests use, so that none waits for it."""
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Array, Array]:
         """Room for the keys and for the values of so many slots, zeroed, laid out as `attention` likes it."""

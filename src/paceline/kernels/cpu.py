@@ -12,15 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.kernels import Block, Branch, Cuts, Heads, LayerView, Reach, Rope, jit, pick
+from paceline.kernels import Block, Branch, Cuts, Heads, LayerView, Reach, Rope, Rules, choose, jit, pick
+from paceline.kernels import rules as reshaping
 from paceline.kernels.composed import ComposedOps
-from paceline.kernels.reference import TorchStack
+from paceline.kernels.reference import TorchStack, wanted
 from paceline.kernels.simd import PANEL, matmul
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-_EMPTY = np.empty(0, np.float32)
+_EMPTY, _THEIR_OWN = np.empty(0, np.float32), np.empty((1, 0), np.int64)
 # Below this many key elements to read, waking a second thread costs more than it brings.
 PARALLEL_KEYS = 16_000_000
 # `top` keeps a short sorted list; beyond this many entries a full sort is faster.
@@ -228,7 +229,7 @@ class CpuOps(ComposedOps):
             order = np.argsort(-x, axis=1, kind="stable")[:, :count]
             return order, np.take_along_axis(x, order, axis=1)
         ids, values = np.empty((len(x), count), np.int64), np.empty((len(x), count), np.float32)
-        pick.top(x, count, ids, values)
+        pick.top(x, ids, values)
         return ids, values
 
     def confidence(self, logits: Floats) -> float:
@@ -239,16 +240,66 @@ class CpuOps(ComposedOps):
 
     def gumbel(self, seed: int, position: int, ids: Ints) -> npt.NDArray[np.float64]:
         out = np.empty(len(ids), np.float64)
-        pick.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
+        choose.philox_gumbel(np.uint64(seed), np.uint64(position), ids, out)
         return out
 
-    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
-        return int(pick.draw(values, ids, *cuts, np.uint64(seed), np.uint64(position)))
+    def draw(
+        self, x: Floats, ids: Ints | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
+        out, words = np.empty(len(x), np.int64), (np.uint64(key[0]), np.uint64(key[1]))
+        count = choose.draw(*self._short(x, ids, cuts), cuts[:3], words, np.array(draft, np.int64), out)
+        chosen: list[int] = out[:count].tolist()
+        return chosen
+
+    def laws(self, x: Floats, ids: Ints | None, cuts: Cuts) -> tuple[Ints, npt.NDArray[np.float64]]:
+        x, own, count = self._short(x, ids, cuts)
+        names = np.empty((len(x), count or x.shape[1]), np.int64)
+        chances = np.empty(names.shape)
+        choose.laws(x, own, count, cuts[:3], names, chances)
+        return names, chances
+
+    def _short(self, x: Floats, ids: Ints | None, cuts: Cuts) -> tuple[Floats, Ints, int]:
+        """Logits, the tokens they stand for (none for their own), and how many are left to rank; 0 where none are."""
+        count = wanted(cuts, x.shape[1])
+        if count > SORT_ABOVE:
+            order, x = self.top(x, count)
+            return x, order if ids is None else ids[0][order], 0
+        return x, _THEIR_OWN if ids is None else ids, count
+
+    def reshape(self, x: Floats, ids: Ints | None, rules: Rules, draft: Sequence[int]) -> Floats:
+        rows, history = x.copy(), (rules.seen, rules.times, rules.missing)
+        told = (rules.bias, rules.ends, history, rules.penalties, np.array(draft, np.int64))
+        if ids is None:
+            reshaping.reshape(rows, *told)
+        else:
+            reshaping.reshape_part(rows[0], ids[0], rules.vocab, *told)
+        return rows
+
+    def permit(self, x: Floats, ids: Ints | None, bits: np.ndarray) -> Floats:
+        out = np.empty_like(x)
+        if ids is None:
+            reshaping.permit(x, bits, out)
+        else:
+            reshaping.permit_part(x[0], ids[0], bits[0], out[0])
+        return out
 
     def prepare(self) -> None:
         keys, values = self.store(PANEL, 1, PANEL)
         q, zero, out = np.zeros((1, 1, PANEL), np.float32), np.zeros(1, np.int64), np.empty((1, PANEL), np.float32)
         jit.attention_parallel(q, keys, values, zero, PANEL, False, zero, zero, out)
+        self._prepare_choices()
+
+    def _prepare_choices(self) -> None:
+        """Rules, masks, and drafts that are tested: not every text asks for them."""
+        x, some, ids = np.zeros((1, 32), np.float32), np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
+        rules = Rules(32, (some, x[0, :1]), some, some, some, 0, (1.5, 0.5, 0.5))
+        for own in (None, ids):
+            part = x if own is None else x[:, :1]
+            self.permit(self.reshape(part, own, rules, [1]), own, np.ones((1, 1), np.uint32))
+        law, word = self.laws(x, None, Cuts(1.0, 0.5, 0.5, 8)), np.uint64(0)
+        both = tuple(np.concatenate((part, part)) for part in law)
+        choose.draw_law(law[1][0], law[0][0], (word, word), word)
+        choose.settle(True, law[0][0, :1], (word, word), (word, word), law, both)
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Floats, Floats]:
         keys, values = store_shapes(slots, kv_heads, head_dim)

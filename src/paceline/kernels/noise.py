@@ -16,7 +16,7 @@ def philox_uniform(seed: Words, position: Words, ids: np.ndarray, word: Words = 
     """`paceline.kernels.reference.philox_uniform`."""
     if not COMPILED:
         return plain(seed, position, ids, word)
-    from paceline.kernels import pick
+    from paceline.kernels import choose
 
-    drawn: np.ndarray = pick.philox_uniform(*(np.asarray(x, dtype=np.uint64) for x in (seed, position, ids, word)))
+    drawn: np.ndarray = choose.philox_uniform(*(np.asarray(x, dtype=np.uint64) for x in (seed, position, ids, word)))
     return drawn

@@ -1,16 +1,22 @@
-"""The CPU kernels that look up, rank and draw, compiled by Numba. Shapes are documented in `paceline.kernels.Ops`.
+"""The CPU kernels that look up and rank, compiled by Numba. Shapes are documented in `paceline.kernels.Ops`.
 
 For developers: Numba keeps compiled functions on disk until the file that defines them changes. Functions here inline
 some of jit.py, so touch this file after an edit there.
 """
 
-import math
-
 import numpy as np
-from numba import njit, vectorize
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from paceline.kernels.jit import F32, REDUCE, bits_to_f32, dot, exp32
 from paceline.kernels.simd import PANEL
+
+# Entries are compared, never computed with: which of two equal zeros is the greater does not matter.
+ORDER = {"nnan", "nsz", "reassoc"}
+# `top` takes the greatest of every GROUP // LANES entries first, bisects for its bound, and ranks less than ROOM.
+LANES, GROUP, HALVINGS, ROOM = 16, 256, 12, 512
+LAST = 0xFFFFFFFF  # the greatest index that a key has room for
 
 
 @njit(cache=True, error_model="numpy")
@@ -66,21 +72,164 @@ def gather_linear_bf16(x, table, ids, out):
             out[r, i] = _dot_bf16(x[r], table[ids[r, i]])
 
 
+@intrinsic
+def _bits(_context, x):
+    """A float32's bits as an int32."""
+    return types.int32(types.float32), lambda context, b, signature, args: b.bitcast(args[0], ir.IntType(32))
+
+
+@njit(cache=True, error_model="numpy", fastmath=ORDER)
+def peaks_of(row, peaks):
+    """peaks[16 g + lane]: the greatest of the entries 256 g + lane, 256 g + lane + 16, ..., as vectors have them."""
+    whole = row.shape[0] // GROUP
+    for g in range(whole):
+        for lane in range(LANES):
+            peak = row[g * GROUP + lane]
+            for j in range(1, GROUP // LANES):
+                peak = max(peak, row[g * GROUP + j * LANES + lane])
+            peaks[g * LANES + lane] = peak
+    peaks[whole * LANES :] = F32(-np.inf)
+    for i in range(whole * GROUP, row.shape[0]):
+        at = whole * LANES + i % LANES
+        peaks[at] = max(peaks[at], row[i])
+
+
+@njit(cache=True, error_model="numpy", fastmath=ORDER)
+def greatest(row):
+    peak = F32(-np.inf)
+    for i in range(row.shape[0]):
+        peak = max(peak, row[i])
+    return peak
+
+
+@njit(cache=True, error_model="numpy", fastmath=ORDER)
+def _least_possible(row):
+    """The least entry above minus infinity."""
+    least = F32(np.inf)
+    for i in range(row.shape[0]):
+        least = min(least, row[i] if row[i] > F32(-np.inf) else F32(np.inf))
+    return least
+
+
 @njit(cache=True, error_model="numpy")
-def top(x, count, ids, values):
-    """Insertion into a sorted short list: one comparison for almost every entry."""
+def _reaching(row, bound):
+    """How many entries are `bound` or more."""
+    count = np.int32(0)
+    for i in range(np.int32(row.shape[0])):
+        count += np.int32(row[i] >= bound)
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def _bound(row, count):
+    """A value that at least `count` entries reach and few more; minus infinity where too few are above that."""
+    low, high = _least_possible(row), greatest(row)
+    if _reaching(row, low) < count:
+        return F32(-np.inf)
+    for _ in range(HALVINGS):
+        middle = low + (high - low) * F32(0.5)
+        if _reaching(row, middle) >= count:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, error_model="numpy")
+def _key(value, i):
+    """A number that is greater for a greater value, and for the lower index of two equal ones; it ends with i."""
+    bits = _bits(value + F32(0.0))  # the two zeros are equal
+    bits ^= (bits >> np.int32(31)) & np.int32(0x7FFFFFFF)
+    return (np.int64(bits) << np.int64(32)) | np.int64(LAST - i)
+
+
+@njit(cache=True, error_model="numpy")
+def _candidates(row, peaks, bound, keys):
+    """Keys of the entries that are `bound` or more, as many as there is room for; returns how many."""
+    found = 0
+    for p in range(peaks.shape[0]):
+        if peaks[p] >= bound:
+            start, stop = p // LANES * GROUP, min((p // LANES + 1) * GROUP, row.shape[0])
+            for i in range(start + p % LANES, stop, LANES):
+                if row[i] >= bound and found < keys.shape[0]:
+                    keys[found] = _key(row[i], i)
+                    found += 1
+    return found
+
+
+@njit(cache=True, error_model="numpy")
+def _place(keys, row, ids, values):
+    """Each candidate at its rank, counted: no branch, so a vector of them at a time."""
+    for i in range(keys.shape[0]):
+        rank, key = np.int64(0), keys[i]
+        for j in range(keys.shape[0]):
+            rank += np.int64(keys[j] > key)
+        if rank < ids.shape[0]:
+            at = LAST - (key & np.int64(LAST))
+            ids[rank], values[rank] = at, row[at]
+
+
+@njit(cache=True, error_model="numpy")
+def _insert(row, ids, values):
+    """Insertion into a sorted short list: for rows that have too many equal entries or too few possible ones."""
+    filled, count = 0, ids.shape[0]
+    for i in range(row.shape[0]):
+        value = row[i]
+        if filled == count and not value > values[count - 1]:
+            continue
+        at = min(filled, count - 1)
+        while at > 0 and value > values[at - 1]:
+            values[at], ids[at] = values[at - 1], ids[at - 1]
+            at -= 1
+        values[at], ids[at] = value, i
+        filled = min(filled + 1, count)
+
+
+@njit(cache=True, error_model="numpy")
+def _first(row, peaks):
+    """Where the greatest entry stands first."""
+    peak = greatest(peaks)
+    for p in range(peaks.shape[0]):
+        if peaks[p] == peak:
+            for i in range(p // LANES * GROUP, row.shape[0]):
+                if row[i] == peak:
+                    return i
+    return 0
+
+
+@njit(cache=True, error_model="numpy")
+def desk(width):
+    """Where `top_row` works: room for the peaks and for the keys of candidates."""
+    return np.empty(-(-width // GROUP) * LANES, np.float32), np.empty(ROOM, np.int64)
+
+
+@njit(cache=True, error_model="numpy")
+def top_row(row, ids, values, room):
+    """Two passes: the greatest of every 16 entries, then only the sixteens that hold one of the candidates.
+
+    As many peaks as are wanted reach the bound, so at least as many entries do. Rows with few peaks are searched for it
+    themselves.
+    """
+    peaks, keys = room
+    count = ids.shape[0]
+    peaks_of(row, peaks)
+    if count == 1:
+        ids[0] = _first(row, peaks)
+        values[0] = row[ids[0]]
+        return
+    bound = _bound(peaks if peaks.shape[0] >= 2 * count else row, count)
+    found = _candidates(row, peaks, bound, keys)
+    if count <= found < ROOM:
+        _place(keys[:found], row, ids, values)
+    else:
+        _insert(row, ids, values)
+
+
+@njit(cache=True, error_model="numpy")
+def top(x, ids, values):
+    room = desk(x.shape[1])
     for r in range(x.shape[0]):
-        filled = 0
-        for i in range(x.shape[1]):
-            value = x[r, i]
-            if filled == count and not value > values[r, count - 1]:
-                continue
-            at = min(filled, count - 1)
-            while at > 0 and value > values[r, at - 1]:
-                values[r, at], ids[r, at] = values[r, at - 1], ids[r, at - 1]
-                at -= 1
-            values[r, at], ids[r, at] = value, i
-            filled = min(filled + 1, count)
+        top_row(x[r], ids[r], values[r], room)
 
 
 @njit(cache=True, error_model="numpy", fastmath=REDUCE | {"nnan"})
@@ -96,7 +245,7 @@ def confidence(logits):
 @njit(cache=True, error_model="numpy")
 def route(scores, expert_scale, ids, weights):
     """Softmax of the chosen scores equals the renormalised softmax of all."""
-    top(scores, ids.shape[1], ids, weights)
+    top(scores, ids, weights)
     for r in range(ids.shape[0]):
         total, peak = F32(0.0), weights[r, 0]
         for i in range(ids.shape[1]):
@@ -114,60 +263,3 @@ def combine(parts, weights, out):
         for rank in range(weights.shape[1]):
             for i in range(out.shape[1]):
                 out[r, i] += weights[r, rank] * parts[r, rank, i]
-
-
-@njit(cache=True, error_model="numpy")
-def _multiply_words(a, b):
-    product = np.uint64(a) * np.uint64(b)
-    return np.uint32(product >> np.uint64(32)), np.uint32(product & np.uint64(0xFFFFFFFF))
-
-
-@njit(cache=True, error_model="numpy")
-def philox_gumbel(seed, position, ids, out):
-    """`paceline.kernels.reference.philox_gumbel`, without temporaries."""
-    for i in range(ids.shape[0]):
-        out[i] = -math.log(-math.log(_uniform(seed, position, np.uint64(ids[i]), np.uint64(0))))
-
-
-@njit(cache=True, error_model="numpy")
-def _uniform(seed, position, token, word):
-    c0, c1, c2, c3 = np.uint32(token), np.uint32(position), np.uint32(position >> np.uint64(32)), np.uint32(word)
-    k0, k1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
-    for _ in range(10):
-        h0, l0 = _multiply_words(c0, np.uint32(0xD2511F53))
-        h1, l1 = _multiply_words(c2, np.uint32(0xCD9E8D57))
-        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
-        k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
-    bits = (np.uint64(c0) << np.uint64(21)) | (np.uint64(c1) >> np.uint64(11))
-    return (float(bits) + 0.5) * 2.0**-53
-
-
-@njit(cache=True, error_model="numpy")
-def draw(values, ids, temperature, top_p, min_p, seed, position):
-    """`paceline.kernels.reference.TorchOps.draw`, without temporaries."""
-    count, peak = values.shape[0], np.max(values) / temperature
-    if top_p < 1.0:
-        total = 0.0
-        for i in range(count):
-            total += math.exp(values[i] / temperature - peak)
-        held, kept = 0.0, 0
-        while kept < count and (kept == 0 or held < top_p * total):
-            held += math.exp(values[kept] / temperature - peak)
-            kept += 1
-        count = kept
-    least = peak + math.log(min_p) if min_p > 0.0 else -math.inf
-    best, chosen = -math.inf, ids[0]
-    for i in range(count):
-        score = values[i] / temperature
-        if score < least:
-            continue
-        score += -math.log(-math.log(_uniform(seed, position, np.uint64(ids[i]), np.uint64(0))))
-        if score > best:
-            best, chosen = score, ids[i]
-    return chosen
-
-
-@vectorize(["float64(uint64, uint64, uint64, uint64)"], cache=True)
-def philox_uniform(seed, position, token, word):
-    """`paceline.kernels.reference.philox_uniform`, without temporaries."""
-    return _uniform(seed, position, token, word)

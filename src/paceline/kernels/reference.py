@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.kernels import Branch, Cuts, Heads, LayerView, Rope
+from paceline.kernels import Branch, Cuts, Heads, LayerView, Rope, Rules
 from paceline.kernels.composed import ComposedOps
 
 
@@ -193,9 +193,45 @@ class TorchOps(ComposedOps):
         noise = philox_gumbel(seed, position, np.asarray(ids.cpu(), dtype=np.uint64))
         return torch.from_numpy(noise).to(self.device)
 
-    def draw(self, values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
-        names, scores = cut(values, ids, cuts)
-        return int(names[int(np.argmax(scores + philox_gumbel(seed, position, names.astype(np.uint64))))])
+    def draw(
+        self, x: Tensor, ids: Tensor | None, cuts: Cuts, key: tuple[int, int], draft: Sequence[int] = ()
+    ) -> list[int]:
+        values, names = self._short(x, ids, cuts)
+        chosen = [
+            draw(row, own, cuts, key[0], key[1] + r) if cuts.temperature else int(own[0])
+            for r, (row, own) in enumerate(zip(values, names, strict=True))
+        ]
+        wrong = [r for r, token in enumerate(draft) if token != chosen[r]]
+        return chosen[: wrong[0] + 1] if wrong else chosen
+
+    def laws(self, x: Tensor, ids: Tensor | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
+        values, names = self._short(x, ids, cuts)
+        chances = np.zeros(values.shape)
+        for row, law in zip(values, chances, strict=True):
+            kept, scores = cut(row, np.arange(len(row)), cuts)
+            weights = np.exp(scores - scores.max())
+            law[kept] = weights / weights.sum()
+        return names, chances
+
+    def _short(self, x: Tensor, ids: Tensor | None, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
+        """The logits [n, m] that top-k leaves, likeliest first where anything is cut but by min-p, and their tokens."""
+        count, columns = wanted(cuts, x.shape[1]), torch.arange(x.shape[1], device=x.device).expand(x.shape)
+        if count:
+            columns, x = self.top(x, count)
+        return self.host(x), self.host(columns if ids is None else ids[0][columns])
+
+    def reshape(self, x: Tensor, ids: Tensor | None, rules: Rules, draft: Sequence[int]) -> Tensor:
+        rows = self.host(x)
+        if ids is None:
+            return self.array(torch.from_numpy(reshape(rows, rules, draft)))
+        columns, whole = self.host(ids)[0], np.full((1, rules.vocab), -np.inf, np.float32)
+        whole[:, columns] = rows
+        return self.array(torch.from_numpy(reshape(whole, rules, draft)[:, columns]))
+
+    def permit(self, x: Tensor, ids: Tensor | None, bits: np.ndarray) -> Tensor:
+        allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
+        columns = np.arange(x.shape[1]) if ids is None else self.host(ids)[0]
+        return x.masked_fill(self.array(torch.from_numpy(~allowed[:, columns])), -math.inf)
 
     def prepare(self) -> None:
         """Nothing is compiled here."""
@@ -230,8 +266,16 @@ def turn(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, x[..., rotated:half], b * cos + a * sin, x[..., half + rotated :]], dim=-1)
 
 
+def wanted(cuts: Cuts, width: int) -> int:
+    """How many of a row's greatest logits are looked at, likeliest first; 0 where all are, in any order."""
+    if not cuts.temperature:
+        return 1
+    return min(cuts.top_k or width, width) if cuts.top_k or cuts.top_p < 1.0 else 0
+
+
 def cut(values: np.ndarray, ids: np.ndarray, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that top-p and min-p leave, in order, and their logits over temperature, float64; see `Ops.draw`.
+    """The ids that top-p and min-p leave, in order, and their logits over temperature, float64; where top_p is below
+    1 the logits must be descending.
 
     Min-p: Nguyen et al. 2024, arXiv 2407.01082.
     """
@@ -250,6 +294,41 @@ def nucleus(scores: np.ndarray, top_p: float) -> int:
     mass = np.exp(scores - scores[0])
     held = np.cumsum(mass)
     return int(np.searchsorted(held, top_p * held[-1], side="left")) + 1
+
+
+def draw(values: np.ndarray, ids: np.ndarray, cuts: Cuts, seed: int, position: int) -> int:
+    """`Ops.draw` of one row [m], after top-k."""
+    names, scores = cut(values, ids, cuts)
+    return int(names[int(np.argmax(scores + philox_gumbel(seed, position, names.astype(np.uint64))))])
+
+
+def reshape(rows: np.ndarray, rules: Rules, draft: Sequence[int]) -> np.ndarray:
+    """`Ops.reshape` of rows [n, vocab]."""
+    rows, counted = rows.copy(), dict(zip(rules.seen.tolist(), rules.times.tolist(), strict=True))
+    ids, values = rules.bias
+    rows[:, ids] += values
+    for r, row in enumerate(rows):
+        before = list(draft[: max(len(draft) - len(rows) + 1 + r, 0)])
+        times = counted | {token: counted.get(token, 0) + before.count(token) for token in before}
+        touched = np.array(list(times), np.int64)
+        row[touched] = penalised(row[touched], np.array(list(times.values())), rules.penalties)
+        if len(before) < rules.missing:
+            row[rules.ends] = -np.inf
+    return rows
+
+
+def penalised(logits: np.ndarray, times: np.ndarray, penalties: tuple[float, float, float]) -> np.ndarray:
+    """Logits float32 [m] of tokens seen before, written so many times int64 [m], under all penalties.
+
+    Repetition divides positive logits by the penalty and multiplies the others: Keskar et al. 2019 (arXiv 1909.05858),
+    with the sign handled as in Transformers. Presence is taken off every written token, frequency for each time.
+    """
+    repetition, presence, frequency = penalties
+    if repetition != 1.0:
+        factor = np.float32(repetition)
+        logits = np.where(logits < 0, logits * factor, logits / factor)
+    taken = presence * (times > 0) + frequency * times
+    return np.asarray(logits - taken.astype(np.float32))
 
 
 def philox_gumbel(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
