@@ -1,6 +1,6 @@
 """Fits the constants of the advisor's speed model to measured rounds, and keeps how far its predictions then are.
 
-    python benchmarks/advisor_fit.py                        (seconds, needs scipy; benchmarks/results/cuda_rounds.json)
+    python benchmarks/advisor_fit.py                        (seconds, needs scipy; benchmarks/results/advisor_measure.json)
     python benchmarks/advisor_fit.py --rounds h100.json     (what advisor_measure.py wrote on another GPU)
     python benchmarks/advisor_fit.py --rounds benchmarks/results/cuda_rounds.json --rounds h100.json    (both together)
 
@@ -38,16 +38,16 @@ from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import PacelineError, UsageError
 from paceline.shapes import drafter_config, target_config
 
-ROUNDS, EXTRAS = common.RESULTS / "cuda_rounds.json", common.RESULTS / "cuda_extras.json"
+ROUNDS, EXTRAS = common.RESULTS / "advisor_measure.json", common.RESULTS / "cuda_extras.json"
 ROUNDS_SCHEMA = "paceline-cuda-rounds/1"
 HELD_OUT = ("12b/*", "*/8")  # a size and a batch that the constants never saw
 CALIBRATION = common.REPOSITORY / "src" / "paceline" / "advisor" / "calibration.json"
-MEASURED_ON = {"NVIDIA H200": "h200"}
+MEASURED_ON = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
 SOFT = 0.05
-ROUND_TERMS = ("bandwidth_share", "rate_share", "round_s", "draft_s", "layer_s")
+ROUND_TERMS = ("bandwidth_share", "rate_share", "round_s", "draft_s", "row_s")
 PROMPT_TERMS = ("prompt_rate_share", "prompt_layer_s")
-UNIT = {"round_s": 1e-4, "draft_s": 1e-4, "layer_s": 1e-5, "prompt_layer_s": 1e-4}
-START = speed.Costs(bandwidth_share=0.88, rate_share=0.3, round_s=1e-4, draft_s=1e-4, layer_s=1e-5,
+UNIT = {"round_s": 1e-4, "draft_s": 1e-4, "row_s": 1e-8, "prompt_layer_s": 1e-4}
+START = speed.Costs(bandwidth_share=0.88, rate_share=0.6, round_s=1e-4, draft_s=1e-4, row_s=4e-7,
                     prompt_rate_share=0.4, prompt_layer_s=1e-4)  # fmt: skip
 # Other people's engine on another machine: what the constants say there, beside what was published.
 PUBLISHED = (("31b", 0, 40.3), ("31b", 8, 125.3), ("26b-a4b", 0, 177.1), ("26b-a4b", 8, 264.2))

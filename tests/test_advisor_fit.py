@@ -24,8 +24,8 @@ from paceline.advisor.machines import find
 from paceline.advisor.speed import Costs, Load
 from paceline.shapes import SHAPES, drafter_config, target_config
 
-TRUE = replace(speed.fitted(), bandwidth_share=0.78, rate_share=0.33, round_s=4e-4, draft_s=1.4e-4, layer_s=6e-6)
-TERMS = ("bandwidth_share", "rate_share", "round_s", "draft_s", "layer_s")
+TRUE = replace(speed.fitted(), bandwidth_share=0.78, rate_share=0.33, round_s=4e-4, draft_s=1.4e-4, row_s=3e-7)
+TERMS = ("bandwidth_share", "rate_share", "round_s", "draft_s", "row_s")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a dry run of the measuring driver writes."""
     out = tmp_path_factory.mktemp("dry") / "dry.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["advisor_measure.py", "--dry-run", "--gpu", "h100", "--out", str(out)])
+        patch.setattr(sys, "argv", ["advisor_measure.py", "--dry-run", "--gpu", "h200", "--out", str(out)])
         advisor_measure.main()
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
     return found
@@ -45,13 +45,13 @@ def timed(dry: dict[str, Any], costs: Costs = TRUE, noise: float = 0.01, slow: s
     slow: a size whose rounds take a third more than they should.
     """
     record, rng = json.loads(json.dumps(dry)), np.random.default_rng(3)
-    record["labels"], record["provenance"]["machine"]["gpu"] = ["random weights"], "NVIDIA H100 80GB HBM3"
+    record["labels"], record["provenance"]["machine"]["gpu"] = ["random weights"], "NVIDIA H200"
     for key, cell in record["cells"].items():
         size = key.partition("/")[0]
         for row in cell["rows"]:
             load = Load(batch=row["batch"], k=row["k"], context=row["context"])
             row["distinct_experts"] = speed.experts(target_config(size), load)
-            seconds = speed.round_seconds(target_config(size), drafter_config(size), load, find("h100"), costs)
+            seconds = speed.round_seconds(target_config(size), drafter_config(size), load, find("h200"), costs)
             row["ms"] = 1e3 * seconds * float(np.exp(noise * rng.normal())) * (4 / 3 if size == slow else 1)
     record["cells"]["31b/32"] = {"refused": "it does not fit", "rows": []}
     return dict(record)
@@ -59,7 +59,7 @@ def timed(dry: dict[str, Any], costs: Costs = TRUE, noise: float = 0.01, slow: s
 
 def fitted(monkeypatch: pytest.MonkeyPatch, folder: Path, record: dict[str, Any], *words: str) -> dict[str, Any]:
     """What the driver writes about errors; calibration.json and the picture go to the folder too."""
-    rounds = folder / "h100.json"
+    rounds = folder / "h200.json"
     rounds.write_text(json.dumps(record), "utf-8")
     return run(monkeypatch, folder, "--rounds", str(rounds), *words)
 
@@ -88,9 +88,9 @@ def test_constants_are_found_again_from_measured_cells(
     assert set(found["held_out"]) == set(SHAPES)
     assert found["before"]["gpu"] == speed.calibration()["provenance"]["gpu"]
     assert found["before"]["median"] > 3 * found["held_out_cells"]["median"]  # another machine's constants
-    assert kept["provenance"]["gpu"] == "NVIDIA H100 80GB HBM3"
-    assert kept["provenance"]["rounds"] == "h100.json"
-    assert kept["provenance"]["bandwidth_gbs"] == [find("h100").bandwidth / 1e9]  # type: ignore[operator]
+    assert kept["provenance"]["gpu"] == "NVIDIA H200"
+    assert kept["provenance"]["rounds"] == "h200.json"
+    assert kept["provenance"]["bandwidth_gbs"] == [find("h200").bandwidth / 1e9]  # type: ignore[operator]
     speed.Costs(**kept["costs"])
 
 
@@ -119,7 +119,7 @@ def test_tables_and_the_picture_tell_them_apart(
     assert "Left out of the fit: E2B at batch 8," in shown
     assert f"The constants fitted to {speed.calibration()['provenance']['gpu']} alone: median error" in shown
     line = advisor_tables.error_line(found)
-    assert f"of {found['held_out_cells']['rows']} rounds on NVIDIA H100 80GB HBM3 that the constants were not" in line
+    assert f"of {found['held_out_cells']['rows']} rounds on NVIDIA H200 that the constants were not" in line
     whole = fitted(monkeypatch, tmp_path, timed(dry), "--hold-out", "")
     assert "left out" not in advisor_tables.error_table(table)(whole)
     assert "to which the constants were fitted" in advisor_tables.error_line(whole)
@@ -129,9 +129,9 @@ def test_tables_and_the_picture_tell_them_apart(
 def test_two_gpus_are_fitted_together(dry: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own = timed(dry, speed.fitted())
     both = fitted(monkeypatch, tmp_path, own, "--rounds", str(driver.ROUNDS))
-    assert both["calibration"]["provenance"]["gpu"] == "NVIDIA H100 80GB HBM3, NVIDIA H200"
+    assert both["calibration"]["provenance"]["gpu"] == "NVIDIA H200, NVIDIA H100 80GB HBM3"
     assert both["before"] is None
-    assert len(both["each"]) == 4 * 14 + 84
+    assert len(both["each"]) == 4 * 14 + 56
     assert both["rounds"]["median"] < 0.05
 
 
@@ -169,7 +169,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, match: str, *words: s
 
 
 def test_what_cannot_be_fitted_is_refused(dry: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rounds = tmp_path / "h100.json"
+    rounds = tmp_path / "h200.json"
     words = ("--rounds", str(rounds))
     refused(monkeypatch, tmp_path, "cannot read", *words)
     rounds.write_text(json.dumps(dry))

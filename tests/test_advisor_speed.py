@@ -43,12 +43,12 @@ def errors(costs: speed.Costs) -> list[float]:
 
 def test_predictions_are_near_the_measured_rounds() -> None:
     found = errors(fitted())
-    assert len(found) > 50
+    assert len(found) > 25
     assert statistics.median(found) < MEDIAN
     assert max(found) < WORST
 
 
-@pytest.mark.parametrize("change", [{"bandwidth_share": 0.6}, {"round_s": 0.0}, {"rate_share": 1.0}])
+@pytest.mark.parametrize("change", [{"bandwidth_share": 0.6}, {"round_s": 0.0}, {"rate_share": 0.3}])
 def test_wrong_constants_are_far_from_them(change: dict[str, float]) -> None:
     found = errors(replace(fitted(), **change))
     assert statistics.median(found) > MEDIAN or max(found) > WORST

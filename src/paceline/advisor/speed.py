@@ -1,4 +1,7 @@
-"""Predicted times: bytes over bandwidth or operations over rate, whichever is longer, plus overheads that were fitted.
+"""Predicted times: bytes over bandwidth, and operations over rate, plus overheads that were fitted.
+
+In a round the two times add up: kernels of a few dozen rows overlap reading and multiplying so little that the sum fits
+measured rounds better than the longer of the two. In a prompt, the longer one counts.
 
 The constants come from rounds measured on one GPU (`benchmarks/advisor_fit.py` fits them and keeps where they come
 from in calibration.json). On other machines they are an assumption: shares of what the datasheet says stay the same,
@@ -31,14 +34,15 @@ class Costs:
     """What no datasheet says.
 
     bandwidth_share, rate_share: of the datasheet's bandwidth and dense bf16 rate, in rounds. Seconds: of every round,
-    draft step, and layer of the target. Prompts: their own share of the rate, and seconds of a layer.
+    of every draft step, and of every row in every layer of the target (its norms, its attention). Prompts: their own
+    share of the rate, and seconds of a layer.
     """
 
     bandwidth_share: float
     rate_share: float
     round_s: float
     draft_s: float
-    layer_s: float
+    row_s: float
     prompt_rate_share: float
     prompt_layer_s: float
 
@@ -116,12 +120,13 @@ def round_seconds(config: TextConfig, drafter: DrafterConfig, load: Load, machin
     computing = 0.0
     if machine.flops is not None:
         computing = roofline.pass_flops(config, rows, load.context).total / (machine.flops * costs.rate_share)
-    return max(moving, computing) + overhead(config, load, costs)
+    return moving + computing + overhead(config, load, costs)
 
 
 def overhead(config: TextConfig, load: Load, costs: Costs) -> float:
     """Seconds that neither bytes nor operations explain."""
-    return costs.round_s + load.k * costs.draft_s + len(config.layers) * costs.layer_s
+    rows = load.batch * (load.k + 1)
+    return costs.round_s + load.k * costs.draft_s + rows * len(config.layers) * costs.row_s
 
 
 def prompt_seconds(
