@@ -79,7 +79,7 @@ def test_parks_and_comes_back_after_a_change() -> None:
 class Peeker:
     """Cheats: holds the trace, and drafts exactly what will be kept. A made-up trace names positions by context."""
 
-    reason, stop = "I know", None
+    reason, stop, patience = "I know", None, 1
 
     def __init__(self, stage: Workbench) -> None:
         self.kept = {(row.request, row.context): row.accepted for row in stage.trace.rows}

@@ -46,7 +46,7 @@ def write(engine: Engine, params: SamplingParams = FORTY, k: DraftLength = AUTO)
 class Script:
     """Chooses the lengths it was given, and keeps what it was asked and told."""
 
-    reason = "as scripted"
+    reason, patience = "as scripted", 1
 
     def __init__(self, ks: Sequence[int], stop: Stop | None = None) -> None:
         self.ks, self.stop = ks, stop

@@ -19,7 +19,11 @@ K_MOST = 15
 # Shares of a served round in the average of what all rounds have become slower by, and in that of its own cell. The
 # first is much the greater: else a slower machine would make every k but the one in use look cheap.
 COMMON, OWN = 0.09, 0.02
-MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected: a stall is no news
+# A cell's first round has this share in its average, its second half of it, and so on; not so one far from what was
+# expected: a stall is no news.
+FIRST = 0.5
+MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected
+STEP = 0.1  # share of the newest in the average of dropped draft steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,13 @@ class CostTable:
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
         self.scale = 1.0  # what all rounds have become slower by
+        self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
-        other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
+        own = {name: [[list(cells) for cells in row] for row in self.__dict__[name]] for name in ("grid", "seen")}
+        other.__dict__.update(self.__dict__ | own)
         return other
 
     def times(self, batch: int = 1, context: int = 0, overlap: float = 1.0) -> list[float]:
@@ -93,9 +99,17 @@ class CostTable:
         if not (math.isfinite(ms) and ms > 0):
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
+        b, c = _nearest(self.batches, batch), _nearest(self.contexts, context)
+        self.seen[b][c][k] += 1
+        own = max(OWN, FIRST / self.seen[b][c][k]) if abs(off) < MOST else OWN
         off = max(-MOST, min(MOST, off))
         self.scale *= math.exp(COMMON * off)
-        self.grid[_nearest(self.batches, batch)][_nearest(self.contexts, context)][k] *= math.exp(OWN * off)
+        self.grid[b][c][k] *= math.exp(own * off)
+
+    def observe_step(self, ms: float) -> None:
+        """A draft step whose guess was dropped took so long beside the rest of its round."""
+        if math.isfinite(ms):
+            self.step_ms += STEP * (max(0.0, min(ms, 3 * self.step_ms)) - self.step_ms)
 
 
 def _lines(timings: Iterable[Timing]) -> dict[tuple[int, int], dict[int, Timing]]:

@@ -64,6 +64,10 @@ class Policy(Protocol):
     def reason(self) -> str:
         """Why the last choice was made, in words."""
 
+    @property
+    def patience(self) -> int:
+        """Rounds that the last choice stands for, 1 or more; of the last of them `observe` is told."""
+
     def choose(self, state: State) -> int:
         """How many tokens to draft in the coming round, at most."""
 
@@ -71,8 +75,25 @@ class Policy(Protocol):
         """A round has finished."""
 
 
+class Turns:
+    """Asks a policy about the rounds of one request, no oftener than it wants to be asked.
+
+    Between rounds that sweep the caches with a model's weights, every question costs the time to fetch its code anew.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.left, self.k = policy, 0, 0
+
+    def choose(self, state: State) -> None:
+        """A new choice, wanted where none is `left`: `k` drafts for so many rounds."""
+        self.k = self.policy.choose(state)
+        self.left = self.policy.patience
+
+
 class Constant:
     """Always the same k, or k at most where `stop` ends drafts early."""
+
+    patience = 1
 
     def __init__(self, k: int, stop: Stop | None = None) -> None:
         self.k, self.stop, self.reason = k, stop, f"constant: k = {k}"
@@ -87,7 +108,7 @@ class Constant:
 class Heuristic:
     """The "heuristic" schedule of Hugging Face Transformers: two more if all drafts were accepted, else one fewer."""
 
-    stop = None
+    stop, patience = None, 1
 
     def __init__(self, k_max: int, start: int = 5) -> None:
         self.k_max, self.first, self.reason = k_max, min(start, k_max), ""
@@ -110,7 +131,7 @@ class Confidence:
     that is not drafted drifts to the last that was.
     """
 
-    stop = None
+    stop, patience = None, 1
 
     def __init__(self, k_max: int, threshold: float = 0.4, weight: float = 0.3) -> None:
         self.k_max, self.threshold, self.weight, self.reason = k_max, threshold, weight, ""

@@ -22,10 +22,9 @@ from paceline.control.stop import Stop, surety
 Floats = NDArray[np.float64]
 FEATURES = 3  # one, certainty of late, certainty over the request
 WINDOW = 256  # verified drafts of one position that a fit looks back on
-EARLY, REFIT = (
-    (8, 16, 32, 64, 128),
-    256,
-)  # rounds after which the laws are fitted: the first ones, and then each so many
+# Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
+# a small model's round.
+EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
 NEWTON_STEPS = 6
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
@@ -81,6 +80,10 @@ class Acceptance:
         self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
 
+    def introduce(self, request: str, like: str) -> None:
+        """A new request that is taken to fare as another one did, until it shows better."""
+        self._request(request).bias = self._request(like).bias
+
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
         known = self._request(request)
@@ -115,8 +118,11 @@ class Acceptance:
             for mark in certainty[:reached]:
                 self._mark(known, mark)
             self.rounds += 1
-            if self.rounds % REFIT == 0 or self.rounds in EARLY:
-                self._fit()
+            if self.rounds in EARLY:
+                for j in range(self.k_max):
+                    self._fit(j)
+            elif self.rounds % REFIT == 0:
+                self._fit(self.rounds // REFIT % self.k_max)
         if unmade is not None and accepted == len(certainty) < self.k_max:
             mark, chance = unmade
             known.bias += news * BIAS_STEP * (chance - self.law(request)[accepted])
@@ -141,13 +147,12 @@ class Acceptance:
                 self.requests.popitem(last=False)
         return known
 
-    def _fit(self) -> None:
-        """Newton's method, position by position; one with few verified drafts keeps close to the one before it."""
-        before = self.prior[0]
-        for j, samples in enumerate(self.samples):
-            mean = before + self.prior[j] - self.prior[j - 1] if j else before
-            before = samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0))
-            self.weights[j] = before.tolist()
+    def _fit(self, j: int) -> None:
+        """Newton's method for one position; with few verified drafts, it keeps close to the one before it."""
+        mean = self.prior[j]
+        if j:
+            mean = mean + self.weights[j - 1] - self.prior[j - 1]
+        self.weights[j] = self.samples[j].fit(mean, PRECISION + NEIGHBOUR * (j > 0)).tolist()
 
 
 class Reading:
@@ -166,7 +171,7 @@ class Reading:
         for j, confidence in enumerate(confidences[: accepted + 1]):
             self.samples.add(surety(confidence), float(j), 0.0, j < accepted)
         self.rounds += 1
-        if self.rounds % REFIT == 0 or self.rounds in EARLY:
+        if self.rounds % REREAD == 0 or self.rounds in EARLY:
             offset, slope, depth = self.samples.fit(CONFIDENT, TRUST).tolist()
             self.law = offset, max(slope, 0.0), depth
 
