@@ -22,15 +22,16 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
+PROBE_SHARE, PROBE_WEIGHT = 0.0075, 0.2  # of the time while parked; of the newest in the average of what they take
 PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
+SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
-PLAIN_FIRST = (8, 20)  # of the rounds that draft, after which that is done once in any case
+PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY, REST_MOST = 8, 32  # rounds of one choice where drafts end early by themselves, and of one while parked
-SLOW_START, SETTLED = 24, 4  # but the first rounds that draft, of all and of a request, are of one choice each
+THINK_EVERY, REST_MOST = 12, 64  # rounds of one choice where drafts end early by themselves, and of one while parked
+SLOW_START, SETTLED = 16, 4  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 50.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 KINDS = 16  # remembered at once
@@ -65,7 +66,7 @@ class Parking:
 
     def next(self) -> Parking:
         """That of a new request: it goes on where the last one stood, else many short ones would be mostly probes."""
-        due = self.parked and 2 * self.since >= min(self.wait, self.longest)
+        due = self.parked and 4 * self.since >= 3 * min(self.wait, self.longest)
         return Parking(self.parked, self.wait if due else self.since, self.wait, self.longest)
 
 
@@ -116,7 +117,7 @@ class Auto:
         self.stop: Stop | None = None
         self.plan, self.patience = REST, 1
         self.won = self.promised = GAIN_ROUNDS
-        self.probe_ms = 0.0
+        self.probe_ms, self.kept = 0.0, 0
         self.say: Callable[[], str] = str
 
     @property
@@ -201,6 +202,7 @@ class Auto:
             parking.wait = PROBE_FIRST
 
     def _learn(self, plan: Plan, served: Served) -> None:
+        self.kept += served.accepted
         news = PROBE_NEWS if plan.probing or self.acceptance.rounds < FEW else 1.0
         unmade = None
         if served.unmade is not None:
@@ -252,7 +254,7 @@ class Auto:
             f"up to {_drafts(self.k_max)}, as long as all are kept with a chance of {go:.0%}: {pace:.2f} tokens a ms,"
             f" against {1 / times[0]:.2f} without"
         )
-        return self.k_max
+        return self.k_max if self.acceptance.rounds >= FEW else min(self.k_max, SHORT + self.kept)
 
     def _parked(self, parking: Parking, view: View) -> int:
         best, tokens, times = view.best, view.tokens, view.times

@@ -25,7 +25,7 @@ WINDOW = 256  # verified drafts of one position that a fit looks back on
 # Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
 # a small model's round.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
-NEWTON_STEPS = 6
+NEWTON_STEPS, LEAST = 6, 6  # verified drafts of a position behind the first that are worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
@@ -149,10 +149,11 @@ class Acceptance:
 
     def _fit(self, j: int) -> None:
         """Newton's method for one position; with few verified drafts, it keeps close to the one before it."""
-        mean = self.prior[j]
+        mean, samples = self.prior[j], self.samples[j]
         if j:
             mean = mean + self.weights[j - 1] - self.prior[j - 1]
-        self.weights[j] = self.samples[j].fit(mean, PRECISION + NEIGHBOUR * (j > 0)).tolist()
+        enough = samples.seen >= (LEAST if j else 1)
+        self.weights[j] = (samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean).tolist()
 
 
 class Reading:
