@@ -1,7 +1,7 @@
 """The draft-length controller on made-up traces, with round times that were measured. No model runs.
 
 Times: Gemma 4 26B-A4B and 31B at batch 1 on a GPU (benchmarks/results/cuda_rounds.json), and the embedded pair on the
-CPU, fitted to benchmarks/results/embedded_cpu.json. Texts and acceptance are synthetic: `paceline.control.synthetic`.
+CPU, from benchmarks/results/controller_cpu.json. Texts and acceptance are synthetic: `paceline.control.synthetic`.
 
     python benchmarks/controller_sim.py
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, head, show, write
-from scipy.optimize import nnls
 
 from paceline.control.cost import CostTable, Timing
 from paceline.control.replay import Result, Workbench, make
@@ -40,25 +39,17 @@ def gpu_table(size: str, record: dict[str, Any]) -> CostTable:
 
 
 def cpu_table(record: dict[str, Any], k_max: int) -> CostTable:
-    """A straight line in k fitted to whole texts: rounds, drafts, and draft steps that ended in a stop."""
-    rows = [m for m in record["measurements"] if m["temperature"] == 0.0 and m["tokens"] > 1]
-    deepest = record["options"]["k"]
-    x = np.array([[m["rounds"], sum(m["drafted"]), _stops(m, deepest)] for m in rows], dtype=float)
-    ms = np.array([1e3 * (m["token_times_s"][-1] - m["token_times_s"][0]) for m in rows])
-    weight = 1 / np.sqrt(x[:, 0])
-    (plain, draft, _), _ = nnls(x * weight[:, None], ms * weight)
-    return CostTable([Timing(1, 0, 170, plain), Timing(1, k_max, 170, plain + k_max * draft)])
-
-
-def _stops(row: dict[str, Any], deepest: int) -> int:
-    """Rounds that drew a step of the drafter and threw it away because it was unsure."""
-    full = row["drafted"][deepest - 1] if len(row["drafted"]) >= deepest else 0
-    return row["rounds"] - full if row["arm"] == "on" else 0
+    """Median milliseconds of a round of each fixed draft length, over whole texts chosen greedily."""
+    found: dict[int, list[float]] = {}
+    for row in record["rows"]:
+        if row["arm"].startswith("k=") and row["temperature"] == 0.0 and row["rounds"] > SPAN:
+            found.setdefault(int(row["arm"][2:]), []).append(1e3 * row["decode_s"] / row["rounds"])
+    return CostTable([Timing(1, k, 170, float(np.median(ms))) for k, ms in found.items() if k <= k_max])
 
 
 def tables(k_max: int) -> dict[str, CostTable]:
     rounds = json.loads((RESULTS / "cuda_rounds.json").read_text("utf-8"))
-    cpu = json.loads((RESULTS / "embedded_cpu.json").read_text("utf-8"))
+    cpu = json.loads((RESULTS / "controller_cpu.json").read_text("utf-8"))
     found = {f"{size}, batch 1": gpu_table(size, rounds) for size in SIZES}
     return {**found, "embedded pair on the CPU": cpu_table(cpu, k_max)}
 

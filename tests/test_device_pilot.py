@@ -73,7 +73,8 @@ def test_one_k_for_all_goes_by_the_sum() -> None:
     crowd = pilot(STEEP)
     serve(crowd, seats, hits, 200)
     assert serve(crowd, seats, hits, 20).count(0) >= 15
-    assert min(serve(crowd, seats[:1], hits, 40)[20:]) >= 4
+    alone = sorted(serve(crowd, seats[:1], hits, 40)[20:])
+    assert alone[1] >= 4  # and at most one plain round, to learn what that takes
 
 
 def test_seats_of_a_fixed_length_teach_nothing() -> None:

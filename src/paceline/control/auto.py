@@ -22,7 +22,7 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE, PROBE_WEIGHT = 0.0075, 0.2  # of the time while parked; of the newest in the average of what they take
+PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
 PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
@@ -31,8 +31,8 @@ PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 THINK_EVERY, REST_MOST = 12, 64  # rounds of one choice where drafts end early by themselves, and of one while parked
-SLOW_START, SETTLED = 16, 4  # but the first rounds that draft, of all and of a request, are of one choice each
-GAIN_ROUNDS = 50.0  # memory of what ending drafts early brings, and how much of it is believed
+SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
+GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 KINDS = 16  # remembered at once
 BATCH = "\0batch"  # the name that batches are parked under
@@ -59,10 +59,9 @@ class Parking:
         return 0 if self.hopeful else max(0, min(self.wait, self.longest) - self.since)
 
     def told(self, hit: bool) -> None:
-        """What a probe came to: the next comes later each time that one misses."""
-        self.hopeful = hit
-        if not hit:
-            self.wait = min(max(2 * self.wait, PROBE_FIRST), PROBE_LAST)
+        """What a probe came to: the next comes later each time that one misses, and sooner where it hits."""
+        self.hopeful, wait = hit, min(self.wait, self.longest)
+        self.wait = max(PROBE_FIRST, wait // 2 if hit else min(2 * wait, PROBE_LAST))
 
     def next(self) -> Parking:
         """That of a new request: it goes on where the last one stood, else many short ones would be mostly probes."""
@@ -312,7 +311,8 @@ class Auto:
     def _parking(self, request: str) -> Parking:
         found = self.parking.get(request)
         if found is None:
-            found = self.parking[request] = self.last.next()
+            alike = (request == BATCH) == (self.request == BATCH)
+            found = self.parking[request] = self.last.next() if alike else Parking()
             if found.parked:
                 self.acceptance.introduce(request, self.request)
             if len(self.parking) > REQUESTS:

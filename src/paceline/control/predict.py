@@ -31,6 +31,7 @@ PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.12, 0.995
+ASTONISHING, ASTONISHED = 0.8, 3.0  # what was taken for so unlikely counts for so much more: the text has changed
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
@@ -114,6 +115,8 @@ class Acceptance:
                 kept = j < accepted
                 self.samples[j].add(fast, slow, bias, kept)
                 surprise += kept - 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
+            if news > 1.0 and surprise > ASTONISHING:
+                news *= ASTONISHED
             known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
             for mark in certainty[:reached]:
                 self._mark(known, mark)
