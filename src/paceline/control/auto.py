@@ -25,6 +25,7 @@ PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again abo
 PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
 PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
+YOUNG = 4  # so do so many after a parked request began to draft again, since that may have been chance
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
@@ -52,6 +53,7 @@ class Parking:
     probing: bool = False
     hopeful: bool = False
     heard: int = 0
+    young: int = 0
 
     @property
     def rest(self) -> int:
@@ -202,7 +204,9 @@ class Auto:
 
     def _learn(self, plan: Plan, served: Served) -> None:
         self.kept += served.accepted
-        news = PROBE_NEWS if plan.probing or self.acceptance.rounds < FEW else 1.0
+        young = self.last.young > 0 or self.acceptance.rounds < FEW
+        self.last.young -= self.last.young > 0
+        news = PROBE_NEWS if plan.probing or young else 1.0
         unmade = None
         if served.unmade is not None:
             unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
@@ -219,7 +223,10 @@ class Auto:
     def _own(self, parking: Parking, view: View) -> int:
         """The choice without the guard."""
         gain = view.pace * self._bonus() * view.times[0]
-        parking.parked, parking.probing = gain < (LEAVE if parking.parked else PARK), False
+        parked = gain < (LEAVE if parking.parked else PARK)
+        if parking.parked and not parked:
+            parking.heard, parking.young = 0, YOUNG
+        parking.parked, parking.probing = parked, False
         if parking.parked:
             return self._parked(parking, view)
         if self._crossed(PLAIN_EVERY if gain < NEAR else 4 * PLAIN_EVERY) or self.drafting in PLAIN_FIRST:
