@@ -23,6 +23,7 @@ COMMON, OWN = 0.09, 0.02
 # expected: a stall is no news.
 FIRST = 0.5
 MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected
+LEVEL = 6  # rounds from which only what all have in common is learnt: one k must not look cheap for being tried first
 STEP = 0.1  # share of the newest in the average of dropped draft steps
 
 
@@ -56,14 +57,18 @@ class CostTable:
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
         self.scale = 1.0  # what all rounds have become slower by
-        self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
+        self._forget()
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
-        own = {name: [[list(cells) for cells in row] for row in self.__dict__[name]] for name in ("grid", "seen")}
-        other.__dict__.update(self.__dict__ | own)
+        other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
+        other._forget()
         return other
+
+    def _forget(self) -> None:
+        self.rounds = 0
+        self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
 
     def times(self, batch: int = 1, context: int = 0, overlap: float = 1.0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1].
@@ -100,10 +105,13 @@ class CostTable:
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
         b, c = _nearest(self.batches, batch), _nearest(self.contexts, context)
-        self.seen[b][c][k] += 1
-        own = max(OWN, FIRST / self.seen[b][c][k]) if abs(off) < MOST else OWN
+        self.rounds += 1
+        common, own = max(COMMON, 1.0 / (1.0 + self.rounds)), 0.0
+        if self.rounds > LEVEL:
+            self.seen[b][c][k] += 1
+            own = max(OWN, FIRST / self.seen[b][c][k]) if abs(off) < MOST else OWN
         off = max(-MOST, min(MOST, off))
-        self.scale *= math.exp(COMMON * off)
+        self.scale *= math.exp(common * off)
         self.grid[b][c][k] *= math.exp(own * off)
 
     def observe_step(self, ms: float) -> None:

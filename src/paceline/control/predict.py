@@ -31,7 +31,8 @@ PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.12, 0.995
-ASTONISHING, ASTONISHED = 0.8, 3.0  # what was taken for so unlikely counts for so much more: the text has changed
+CARRIED = 0.05  # weight of the newest round in the bias that a new request starts with
+CERTAIN = 0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
@@ -74,12 +75,13 @@ class Acceptance:
         self.samples = [Samples() for _ in range(k_max)]
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
-        self.rounds = 0
+        self.rounds, self.bias = 0, 0.0
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, and its scale of certainty."""
         self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
+        self.bias = other.bias
 
     def introduce(self, request: str, like: str) -> None:
         """A new request that is taken to fare as another one did, until it shows better."""
@@ -109,15 +111,17 @@ class Acceptance:
         reached = min(accepted + 1, len(certainty), self.k_max)
         known = self._request(request)
         if reached:
-            fast, slow, bias, surprise = known.fast, known.slow, known.bias, 0.0
+            fast, slow, bias, surprise, spread = known.fast, known.slow, known.bias, 0.0, 0.0
             for j in range(reached):
                 w0, w1, w2 = self.weights[j]
                 kept = j < accepted
                 self.samples[j].add(fast, slow, bias, kept)
-                surprise += kept - 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
-            if news > 1.0 and surprise > ASTONISHING:
-                news *= ASTONISHED
-            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
+                chance = 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
+                surprise += kept - chance
+                spread += chance * (1.0 - chance)
+            doubt = max(4.0 * spread / reached, CERTAIN)
+            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise / doubt
+            self.bias += CARRIED * (known.bias - self.bias)
             for mark in certainty[:reached]:
                 self._mark(known, mark)
             self.rounds += 1
@@ -145,7 +149,7 @@ class Acceptance:
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)
         if known is None:
-            known = self.requests[name] = Request()
+            known = self.requests[name] = Request(bias=self.bias)
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
         return known
