@@ -105,11 +105,12 @@ class CostTable:
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
         b, c = _nearest(self.batches, batch), _nearest(self.contexts, context)
-        self.rounds += 1
-        common, own = max(COMMON, 1.0 / (1.0 + self.rounds)), 0.0
-        if self.rounds > LEVEL:
+        near = abs(off) < MOST
+        self.rounds += near
+        common, own = max(COMMON, near / (1.0 + self.rounds)), OWN
+        if near and self.rounds > LEVEL:
             self.seen[b][c][k] += 1
-            own = max(OWN, FIRST / self.seen[b][c][k]) if abs(off) < MOST else OWN
+            own = max(OWN, FIRST / self.seen[b][c][k])
         off = max(-MOST, min(MOST, off))
         self.scale *= math.exp(common * off)
         self.grid[b][c][k] *= math.exp(own * off)
