@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
-from gpu import DEVICE
+from gpu import DEVICE, HAVE_GPU
 from torch import Tensor
 
 from paceline.cache import KVCache, Storage
 from paceline.config import FULL, SLIDING, DrafterConfig, TextConfig, parse_drafter, parse_text
+from paceline.device import graphs
 from paceline.device.build import Room, device_model
 from paceline.device.drafters import DeviceDrafter, MtpDraft, ScriptedDraft
 from paceline.device.engine import DeviceEngine
 from paceline.drafters import Drafter, NoDrafter
 from paceline.kernels import Ops
 from paceline.kernels.cuda import CudaOps
+from paceline.kernels.gpu import attention
 from paceline.kernels.gpu.accept import Ending
 from paceline.kernels.reference import TorchOps
 from paceline.models.gemma4 import Target
@@ -185,3 +190,30 @@ def make(configs: tuple[TextConfig, DrafterConfig]) -> Both:
                 place.write(3 * place.read(), 0)  # or a text would hang on its last token alone
             ours.places[name].write(place.read(), 0)
     return Both(host, device)
+
+
+@contextmanager
+def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Under the interpreter: shorter chunks, one program where attention would start many, less start-up work."""
+    if HAVE_GPU:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    few = attention.Tiling(split=64, leaves=1, ahead=1)
+    monkeypatch.setattr(attention, "TILINGS", {16: few, 32: few})
+    monkeypatch.setattr(attention, "PROGRAMS", 1)
+    monkeypatch.setattr(graphs, "CHUNKS", (4, 16))
+    real, scopes = interpreter._patch_lang, dict[frozenset[int], Any]()
+
+    def once(function: Any) -> Any:
+        """Triton patches its language anew for each call of each function, which takes longer than most calls."""
+        key = frozenset(id(v) for v in function.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
+        if key not in scopes:
+            scopes[key] = real(function)
+        return interpreter._LangPatchScope()
+
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
+    yield
+    for scope in reversed(scopes.values()):
+        scope.restore()

@@ -19,13 +19,12 @@ from device_models import (
     Both,
     Recording,
     RecordingOnDevice,
+    hurried,
     make,
 )
-from gpu import HAVE_GPU
 
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
-from paceline.device import graphs
 from paceline.device.drafters import MtpDraft
 from paceline.device.engine import DeviceEngine, Request
 from paceline.device.pilot import Pilot
@@ -33,7 +32,6 @@ from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import PromptError, UsageError
-from paceline.kernels.gpu import attention
 from paceline.types import AUTO, DraftLength, SamplingParams
 
 
@@ -59,29 +57,9 @@ def experts(made: dict[str, Both]) -> Both:
 
 @pytest.fixture(autouse=True)
 def faster(monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Iterator[None]:
-    """Under the interpreter: shorter chunks, one program where attention would start many, less start-up work."""
-    if HAVE_GPU:
+    """Under the interpreter, with less work."""
+    with hurried(monkeypatch):
         yield
-        return
-    from triton.runtime import interpreter
-
-    few = attention.Tiling(split=64, leaves=1, ahead=1)
-    monkeypatch.setattr(attention, "TILINGS", {16: few, 32: few})
-    monkeypatch.setattr(attention, "PROGRAMS", 1)
-    monkeypatch.setattr(graphs, "CHUNKS", (4, 16))
-    real, scopes = interpreter._patch_lang, dict[frozenset[int], Any]()
-
-    def once(function: Any) -> Any:
-        """Triton patches its language anew for each call of each function, which takes longer than most calls."""
-        key = frozenset(id(v) for v in function.__globals__.values() if v is interpreter.tl or v is interpreter.tl.core)
-        if key not in scopes:
-            scopes[key] = real(function)
-        return interpreter._LangPatchScope()
-
-    monkeypatch.setattr(interpreter, "_patch_lang", once)
-    yield
-    for scope in reversed(scopes.values()):
-        scope.restore()
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
