@@ -32,7 +32,9 @@ NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verifie
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.1, 0.995
 CARRIED = 0.05  # weight of the newest round in the bias that a new request starts with
-CERTAIN = 0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
+CERTAIN = (
+    0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
+)
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 

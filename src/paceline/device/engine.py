@@ -223,6 +223,10 @@ class DeviceEngine:
     def _launch(self) -> None:
         k, plan = self._draft_length()
         shape = self._shape(k)
+        if self.pilot and plan:
+            asked = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
+            ready = self.graphs.ready(shape, [k for k in self.pilot.offered if k >= asked])
+            shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
         captured = not self.graphs.enabled or shape in self.graphs.rounds
         self.graphs.round(shape)
         ticket = Ticket(self.model.places.part(0, shape.batch).outcome, self.seated, shape.k)

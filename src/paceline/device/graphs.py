@@ -6,7 +6,7 @@ A graph replays the very kernels that `DeviceModel.round` launches; without grap
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -43,6 +43,10 @@ class Graphs:
             self.rounds[shape], _ = self._capture(lambda: self.model.round(shape))
         self.rounds.move_to_end(shape)
         self.rounds[shape].replay()
+
+    def ready(self, shape: Shape, lengths: Iterable[int]) -> list[int]:
+        """Which of these draft lengths a round of this shape could have at once."""
+        return [k for k in lengths if not self.enabled or shape._replace(k=k) in self.rounds]
 
     def chunk(self, ids: Tensor, start: int, place: int, wanted: int) -> Tensor:
         """Reads ids int64 [m] (host) as the tokens at start .. of `place`, padded in front to a captured size."""
