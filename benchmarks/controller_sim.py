@@ -28,14 +28,10 @@ SETTLED, SPAN = 0.95, 8
 
 
 def gpu_table(size: str, record: dict[str, Any]) -> CostTable:
-    """Measured rounds of one sequence; the price of an expert from equal rounds that met different numbers of them."""
+    """Measured rounds of one sequence."""
     parts = record["sizes"][size]
     rows = [row for part in ("alone", "contexts") for row in parts[part]["rows"]]
-    again = {row["k"]: row for row in parts.get("overlap", {"rows": []})["rows"]}
-    pairs = [(row, again[row["k"]]) for row in parts["alone"]["rows"] if row["k"] in again and row["k"]]
-    slopes = [(a["ms"] - b["ms"]) / (a["distinct_experts"] - b["distinct_experts"]) for a, b in pairs]
-    timings = [Timing(r["batch"], r["k"], r["context"], r["ms"], r["distinct_experts"]) for r in rows]
-    return CostTable(timings, max(0.0, float(np.median(slopes))) if slopes else 0.0)
+    return CostTable([Timing(r["batch"], r["k"], r["context"], r["ms"]) for r in rows])
 
 
 def cpu_table(record: dict[str, Any], k_max: int) -> CostTable:

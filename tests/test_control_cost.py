@@ -29,13 +29,6 @@ def test_a_bucket_of_few_k_takes_the_shape_of_the_fullest() -> None:
     assert table.ms(2, context=200) == pytest.approx(12 * (20 / 10 + 24 / 16) / 2)
 
 
-def test_more_experts_cost_more_where_their_price_is_known() -> None:
-    rows = [Timing(1, 0, 0, 2.0, 8.0), Timing(1, 4, 0, 6.0, 32.0)]
-    table = CostTable(rows, ms_per_expert=0.1)
-    assert table.ms(4, overlap=0.75) == pytest.approx(6.0 - 0.1 * 8)
-    assert CostTable(rows).ms(4, overlap=0.75) == pytest.approx(6.0)
-
-
 def test_served_rounds_correct_the_table() -> None:
     table = CostTable(LINE)
     for _ in range(300):
@@ -71,8 +64,7 @@ BAD: list[tuple[Any, str]] = [
     ({"rows": [GOOD, {**LONGER, "k": 16}]}, "row 2: k must be a whole number from 0 to 15, not 16"),
     ({"rows": [GOOD, {**LONGER, "batch": 0}]}, "batch must be a whole number from 1"),
     ({"rows": [GOOD, {**LONGER, "ms": 0}]}, "row 2: ms must be a positive number, not 0"),
-    ({"rows": [GOOD, {**LONGER, "distinct_experts": "many"}]}, "distinct_experts must be a positive number"),
-    ({"rows": [GOOD, LONGER], "ms_per_expert": -1}, "ms_per_expert must be a number from 0 up"),
+    ({"rows": [GOOD, LONGER], "step_ms": -1}, "step_ms must be a number from 0 up"),
 ]
 
 

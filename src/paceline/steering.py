@@ -50,7 +50,7 @@ class Steered:
         """Drafts of the coming round, of which only `room` are wanted; the cache holds `length` tokens."""
         turns = self.turns
         if not turns.left:
-            turns.choose(State(self.request, 1, length, 1.0, self.kind))
+            turns.choose(State(self.request, 1, length, self.kind))
             if self.listens:
                 self.listens.stop = self.policy.stop
         if turns.left == 1:

@@ -151,7 +151,7 @@ class Auto:
         parking = self._parking(request)
         self.last, self.request = parking, request
         laws = [self.acceptance.law(state.request) for state in states]
-        times = self.table.times(first.batch, first.context, first.overlap)[: self.k_max + 1]
+        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
         law = laws[0] if len(laws) == 1 else pooled(laws)
         view = View(law, expected_tokens(law), times)
         self.stop = None

@@ -15,7 +15,7 @@ from paceline.errors import UsageError
 
 
 class State(NamedTuple):
-    """What is known before a round: whose it is, its batch and context, and the experts it may meet (`CostTable`).
+    """What is known before a round: whose it is, its batch and its context.
 
     kind: requests of one kind are taken to cost and to be guessed alike; that of a temperature, for instance.
     """
@@ -23,7 +23,6 @@ class State(NamedTuple):
     request: str
     batch: int = 1
     context: int = 0
-    overlap: float = 1.0
     kind: str = ""
 
 
