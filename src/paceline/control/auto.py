@@ -26,12 +26,13 @@ PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newes
 PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
 YOUNG = 4  # so do so many after a parked request began to draft again, since that may have been chance
+UNLIKELY = 0.25  # acceptance below which a probe that hits is news of another text
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY, REST_MOST = 12, 64  # rounds of one choice where drafts end early by themselves, and of one while parked
+THINK_EVERY, REST_MOST = 12, 32  # rounds of one choice where drafts end early by themselves, and of one while parked
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
@@ -43,7 +44,8 @@ BATCH = "\0batch"  # the name that batches are parked under
 class Parking:
     """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most.
 
-    hopeful: the last probe hit, so another follows at once. heard: rounds of drafts that were told of.
+    hopeful: the last probe hit, so another follows at once; hits: so many of them in a row. heard: rounds of drafts that
+    were told of; young: of the coming ones, how many still count for more.
     """
 
     parked: bool = False
@@ -52,6 +54,7 @@ class Parking:
     longest: int = PROBE_LAST
     probing: bool = False
     hopeful: bool = False
+    hits: int = 0
     heard: int = 0
     young: int = 0
 
@@ -60,15 +63,21 @@ class Parking:
         """Rounds until it is time for a probe."""
         return 0 if self.hopeful else max(0, min(self.wait, self.longest) - self.since)
 
-    def told(self, hit: bool) -> None:
-        """What a probe came to: the next comes later each time that one misses, and sooner where it hits."""
-        self.hopeful, wait = hit, min(self.wait, self.longest)
-        self.wait = max(PROBE_FIRST, wait // 2 if hit else min(2 * wait, PROBE_LAST))
+    def told(self, hit: bool, expected: float) -> None:
+        """What a probe came to, of which so much was expected: the next one comes later where it missed.
+
+        It comes sooner where two in a row hit, and soon where one did that was taken for unlikely.
+        """
+        self.hopeful, self.hits = hit, self.hits + 1 if hit else 0
+        wait = min(self.wait, self.longest)
+        if hit and expected < UNLIKELY:
+            self.wait = PROBE_FIRST
+        elif self.hits != 1:
+            self.wait = max(PROBE_FIRST, wait // 2 if hit else min(2 * wait, PROBE_LAST))
 
     def next(self) -> Parking:
-        """That of a new request: it goes on where the last one stood, else many short ones would be mostly probes."""
-        due = self.parked and 4 * self.since >= 3 * min(self.wait, self.longest)
-        return Parking(self.parked, self.wait if due else self.since, self.wait, self.longest)
+        """That of a new request: if parked, it waits on where the last one did, else many short ones would be probes."""
+        return Parking(False, self.since, self.wait, self.longest)
 
 
 @dataclass(slots=True)
@@ -118,7 +127,7 @@ class Auto:
         self.stop: Stop | None = None
         self.plan, self.patience = REST, 1
         self.won = self.promised = GAIN_ROUNDS
-        self.probe_ms, self.kept = 0.0, 0
+        self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
 
     @property
@@ -135,10 +144,12 @@ class Auto:
 
     def choose(self, state: State) -> int:
         """How many tokens the coming rounds of one sequence draft, at most: so many as `patience` says."""
+        if self.resting:
+            self.last.since += self.resting // 2  # the text ended within them, nobody says where
         k = self.choose_batch([state])
         self.patience = self._patience(k)
         self.rounds += self.patience - 1
-        self.last.since += self.patience - 1
+        self.resting = 0 if k else self.patience - 1
         return k
 
     def choose_batch(self, states: Sequence[State]) -> int:
@@ -176,6 +187,8 @@ class Auto:
     def observe(self, served: Served) -> None:
         """The last round of those last chosen has finished."""
         if served.request == self.request:
+            self.last.since += self.resting
+            self.resting = 0
             self.observe_batch([served], self.plan)
 
     def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
@@ -197,8 +210,8 @@ class Auto:
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
         if one.k or one.unmade is not None:  # in a batch all draft alike
             parking.heard += 1
-        if plan.probing:
-            parking.told(2 * sum(served.accepted > 0 for served in batch) >= len(batch))
+        if plan.probing and view:
+            parking.told(2 * sum(served.accepted > 0 for served in batch) >= len(batch), view.law[0])
         elif not parking.parked:
             parking.wait = PROBE_FIRST
 
@@ -320,8 +333,6 @@ class Auto:
         if found is None:
             alike = (request == BATCH) == (self.request == BATCH)
             found = self.parking[request] = self.last.next() if alike else Parking()
-            if found.parked:
-                self.acceptance.introduce(request, self.request)
             if len(self.parking) > REQUESTS:
                 self.parking.popitem(last=False)
         return found

@@ -31,7 +31,7 @@ PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.1, 0.995
-CARRIED = 0.05  # weight of the newest round in the bias that a new request starts with
+CARRIED = 0.02  # weight of the newest round in the bias that a new request starts with
 CERTAIN = (
     0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
 )
@@ -84,10 +84,6 @@ class Acceptance:
         self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
         self.bias = other.bias
-
-    def introduce(self, request: str, like: str) -> None:
-        """A new request that is taken to fare as another one did, until it shows better."""
-        self._request(request).bias = self._request(like).bias
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
