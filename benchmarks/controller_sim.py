@@ -1,7 +1,9 @@
 """The draft-length controller on made-up traces, with round times that were measured. No model runs.
 
 Times: Gemma 4 26B-A4B and 31B at batch 1 on a GPU (benchmarks/results/cuda_rounds.json), and the embedded pair on the
-CPU, from benchmarks/results/controller_cpu.json. Texts and acceptance are synthetic: `paceline.control.synthetic`.
+CPU, from benchmarks/results/controller_cpu.json. Texts and acceptance are synthetic (`paceline.control.synthetic`), but
+for one trace that was recorded on the embedded pair (benchmarks/results/trace_embedded.jsonl), on which the controller
+also ends drafts early, as it does on a CPU. There the bounds say what choosing could bring at most.
 
     python benchmarks/controller_sim.py
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from paceline.control.cost import CostTable, Timing
 from paceline.control.replay import Result, Workbench, make
 from paceline.control.simulate import summarise
 from paceline.control.synthetic import WORKLOADS, generate
+from paceline.control.trace import Trace, read_trace
 
 SIZES = ("26b-a4b", "31b")
 STATIONARY = ("chat", "code", "hopeless", "perfect")
@@ -34,13 +38,14 @@ def gpu_table(size: str, record: dict[str, Any]) -> CostTable:
     return CostTable([Timing(r["batch"], r["k"], r["context"], r["ms"]) for r in rows])
 
 
-def cpu_table(record: dict[str, Any], k_max: int) -> CostTable:
+def cpu_table(record: dict[str, Any], k_max: int, step_ms: float = 0.0) -> CostTable:
     """Median milliseconds of a round of each fixed draft length, over whole texts chosen greedily."""
     found: dict[int, list[float]] = {}
     for row in record["rows"]:
         if row["arm"].startswith("k=") and row["temperature"] == 0.0 and row["rounds"] > SPAN:
             found.setdefault(int(row["arm"][2:]), []).append(1e3 * row["decode_s"] / row["rounds"])
-    return CostTable([Timing(1, k, 170, float(np.median(ms))) for k, ms in found.items() if k <= k_max])
+    return CostTable([Timing(1, k, 170, float(np.median(ms))) for k, ms in found.items() if k <= k_max],
+                     step_ms)  # fmt: skip
 
 
 def tables(k_max: int) -> dict[str, CostTable]:
@@ -89,6 +94,35 @@ def settled(rates: list[float], ks: list[int]) -> int | None:
     """The first of 8 rounds whose mean rate is 95% of the best."""
     worth = [rates[k] / max(rates) for k in ks]
     return next((i for i in range(len(worth) - SPAN + 1) if np.mean(worth[i : i + SPAN]) >= SETTLED), None)
+
+
+def recorded(cpu: dict[str, Any], trace: Trace, k_max: int) -> dict[str, Any]:
+    """The recorded trace, at once and by temperature: the controller and two bounds, over the best constant k."""
+    step_ms = cpu["cost_table"]["step_ms"]
+    found = {}
+    parts = {"all": trace.rows} | {
+        f"temperature {t:g}": [row for row in trace.rows if row.temperature == t]
+        for t in sorted({row.temperature for row in trace.rows})
+    }
+    for name, rows in parts.items():
+        bench = Workbench(Trace([replace(row, round_ms={}) for row in rows]), cpu_table(cpu, k_max, step_ms))
+        statics, auto = bench.statics(), bench.play(make("auto+stop", bench.table, bench.k_max), "auto+stop")
+        best = max(statics, key=lambda result: result.rate)
+        found[name] = {
+            "texts": len(bench.requests), "best": best.name, "auto": auto.rate / best.rate,
+            "auto_over_plain": auto.rate / statics[0].rate, "best_k_of_each_text": by_text(bench) / best.rate,
+            "clairvoyant": bench.clairvoyant().rate / best.rate,
+        }  # fmt: skip
+    return found
+
+
+def by_text(bench: Workbench) -> float:
+    """Tokens a millisecond of the constant k that is best for each text, known beforehand."""
+    tokens = ms = 0.0
+    for rows in bench.requests:
+        best = max(Workbench(Trace(rows), bench.table).statics(), key=lambda result: result.rate)
+        tokens, ms = tokens + sum(best.tokens), ms + sum(best.ms)
+    return tokens / ms
 
 
 def judge(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,7 +179,9 @@ def main() -> None:
     show("against the best constant k: mean (worst)",
          ["times", "text", "best k", "auto", "auto vs k = 0", *OTHERS, "informed", "clairvoyant"], lines)  # fmt: skip
     by_cost = {name: judge([run for run in runs if run["cost"] == name]) for name in costs}
-    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost}})
+    cpu = json.loads((RESULTS / "controller_cpu.json").read_text("utf-8"))
+    known = recorded(cpu, read_trace(RESULTS / "trace_embedded.jsonl"), options.k_max)
+    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost, "recorded": known}})
 
 
 if __name__ == "__main__":

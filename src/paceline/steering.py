@@ -59,15 +59,16 @@ class Steered:
 
     def after(self, done: Round) -> None:
         """The round is over."""
-        self.turns.left -= 1
-        if self.turns.left:
+        turns = self.turns
+        if not turns.over(done.drafted, done.accepted):
             return
         ms = 1e3 * (self.clock() - self.begun)
         k, heard = done.drafted, self.listens.confidences if self.listens else ()
         unmade = heard[k] if len(heard) > k else None
         self.policy.observe(
-            Served(self.request, k, done.accepted, ms, 1, self.length, (), tuple(heard[:k]), unmade, self.kind)
-        )
+            Served(self.request, k, done.accepted, ms, 1, self.length, (), tuple(heard[:k]), unmade, self.kind,
+                   turns.tries, turns.hits)
+        )  # fmt: skip
 
     def describe(self, stats: Stats) -> str:
         """How draft lengths were chosen, in words."""

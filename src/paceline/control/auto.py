@@ -205,6 +205,8 @@ class Auto:
         for served in batch:
             if view and known and self.scoring:
                 self._score(plan, view, served)
+            if served.tries:
+                self.acceptance.hear(served.request, served.tries, served.hits)
             if served.k or served.unmade is not None:
                 self._learn(plan, served)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)

@@ -30,7 +30,8 @@ class Served(NamedTuple):
     """A finished round: k drafts, of which `accepted` were kept, and the drafter's margins or confidences, [k] each.
 
     Either may be empty where the drafter does not tell. ms: how long it took. unmade: the confidence of one guess more,
-    which the round's `Stop` dropped.
+    which the round's `Stop` dropped. Of the rounds before that nothing was told of, `tries` drafted, and in `hits` of
+    these the first draft was kept.
     """
 
     request: str
@@ -43,6 +44,8 @@ class Served(NamedTuple):
     confidences: tuple[float, ...] = ()
     unmade: float | None = None
     kind: str = ""
+    tries: int = 0
+    hits: int = 0
 
     @property
     def certainty(self) -> Sequence[float]:
@@ -81,12 +84,20 @@ class Turns:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.left, self.k = policy, 0, 0
+        self.policy, self.left, self.k, self.tries, self.hits = policy, 0, 0, 0, 0
 
     def choose(self, state: State) -> None:
         """A new choice, wanted where none is `left`: `k` drafts for so many rounds."""
         self.k = self.policy.choose(state)
-        self.left = self.policy.patience
+        self.left, self.tries, self.hits = self.policy.patience, 0, 0
+
+    def over(self, drafted: int, accepted: int) -> bool:
+        """A round is over; whether the policy wants to be told of it. Of others, only `tries` and `hits` are kept."""
+        self.left -= 1
+        if self.left and drafted:
+            self.tries += 1
+            self.hits += accepted > 0
+        return not self.left
 
 
 class Constant:

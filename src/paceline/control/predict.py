@@ -133,6 +133,12 @@ class Acceptance:
             known.bias += news * BIAS_STEP * (chance - self.law(request)[accepted])
             self._mark(known, mark)
 
+    def hear(self, request: str, tries: int, hits: int) -> None:
+        """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
+        known, chance = self._request(request), self.law(request)[0]
+        doubt = max(4.0 * chance * (1.0 - chance), CERTAIN)
+        known.bias += max(-1.0, min(BIAS_STEP * (hits - tries * chance) / doubt, 1.0))
+
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
         self.marks += 1

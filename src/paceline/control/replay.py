@@ -75,9 +75,8 @@ class Workbench:
                 _note(result, row, served.k, min(served.accepted + 1, left), served.ms)
                 if explain:
                     result.reasons.append(policy.reason)
-                turns.left -= 1
-                if not turns.left:
-                    policy.observe(served)
+                if turns.over(served.k, served.accepted):
+                    policy.observe(served._replace(tries=turns.tries, hits=turns.hits))
         return result
 
     def _rounds(self, rows: list[Row], result: Result) -> Iterator[tuple[Row, int]]:
