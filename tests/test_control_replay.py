@@ -9,9 +9,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from paceline.control.auto import PROBE_LAST, Auto
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
 from paceline.control.guard import Guard
+from paceline.control.parking import PROBE_LAST
 from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State
 from paceline.control.predict import expected_tokens
 from paceline.control.replay import Result, Workbench, make, regret

@@ -17,16 +17,14 @@ from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
+from paceline.control.parking import PROBE_FIRST, PROBE_LAST, YOUNG, Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
-PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
-YOUNG = 4  # so do so many after a parked request began to draft again, since that may have been chance
-UNLIKELY = 0.25  # acceptance below which a probe that hits is news of another text
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
@@ -38,46 +36,6 @@ GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 KINDS = 16  # remembered at once
 BATCH = "\0batch"  # the name that batches are parked under
-
-
-@dataclass(slots=True)
-class Parking:
-    """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most.
-
-    hopeful: the last probe hit, so another follows at once; hits: so many of them in a row. heard: rounds of drafts that
-    were told of; young: of the coming ones, how many still count for more.
-    """
-
-    parked: bool = False
-    since: int = 0
-    wait: int = PROBE_FIRST
-    longest: int = PROBE_LAST
-    probing: bool = False
-    hopeful: bool = False
-    hits: int = 0
-    heard: int = 0
-    young: int = 0
-
-    @property
-    def rest(self) -> int:
-        """Rounds until it is time for a probe."""
-        return 0 if self.hopeful else max(0, min(self.wait, self.longest) - self.since)
-
-    def told(self, hit: bool, expected: float) -> None:
-        """What a probe came to, of which so much was expected: the next one comes later where it missed.
-
-        It comes sooner where two in a row hit, and soon where one did that was taken for unlikely.
-        """
-        self.hopeful, self.hits = hit, self.hits + 1 if hit else 0
-        wait = min(self.wait, self.longest)
-        if hit and expected < UNLIKELY:
-            self.wait = PROBE_FIRST
-        elif self.hits != 1:
-            self.wait = max(PROBE_FIRST, wait // 2 if hit else min(2 * wait, PROBE_LAST))
-
-    def next(self) -> Parking:
-        """That of a new request: if parked, it waits on where the last one did, else many short ones would be probes."""
-        return Parking(False, self.since, self.wait, self.longest)
 
 
 @dataclass(slots=True)
