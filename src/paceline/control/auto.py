@@ -24,13 +24,14 @@ from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
+SWEPT = 1.5  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY, REST_MOST = 12, 32  # rounds of one choice where drafts end early by themselves, and of one while parked
+THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
@@ -137,7 +138,7 @@ class Auto:
         """Rounds that a choice stands for: one as long as much is learnt from each."""
         parking = self.last
         if parking.parked and not k:
-            return max(1, min(parking.rest + 1, REST_MOST))  # this round counts as rested already
+            return parking.rest + 1  # this round counts as rested already
         if not self.listens or parking.probing or self.drafting <= SLOW_START or parking.heard < SETTLED:
             return 1
         return THINK_EVERY if k else PLAIN_RUN
@@ -237,7 +238,7 @@ class Auto:
 
     def _parked(self, parking: Parking, view: View) -> int:
         best, tokens, times = view.best, view.tokens, view.times
-        dearer = max(self.probe_ms, times[1]) / times[0] - 1
+        dearer = (max(self.probe_ms, times[1]) / times[0] - 1) * (SWEPT if self.listens else 1.0)
         parking.longest = max(PROBE_FIRST, min(math.ceil(dearer / PROBE_SHARE), PROBE_LAST))
         parking.probing = probing = not parking.rest
         parking.hopeful = False

@@ -31,7 +31,7 @@ PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
 BIAS_STEP, BIAS_KEPT = 0.1, 0.995
-CARRIED = 0.02  # weight of the newest round in the bias that a new request starts with
+CARRIED = 0.04  # weight of the newest round in the bias that a new request starts with
 CERTAIN = (
     0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
 )
