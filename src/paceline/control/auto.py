@@ -64,6 +64,7 @@ class Plan:
     k: int = 0
     stop: Stop | None = None
     probing: bool = False
+    timing: bool = False
 
 
 REST = Plan()
@@ -127,7 +128,7 @@ class Auto:
         self.stop = None
         self.timing = False
         own = self._own(parking, view)
-        self.plan = Plan(view, own, self.stop, parking.probing)
+        self.plan = Plan(view, own, self.stop, parking.probing, self.timing)
         k = self._guarded(own, parking, view) if self.guard else own
         if k == 0 and parking.parked:
             self.plan = REST
@@ -154,9 +155,10 @@ class Auto:
         """A round of several sequences has finished, chosen as `plan` says."""
         one, view = batch[0], plan.view
         known = view.times[one.k] if view and one.k < len(view.times) else None
-        if plan.probing:
+        if plan.probing and known:
             # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
-            self.probe_ms += (one.ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
+            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
         elif one.unmade is not None and known:
             self.table.observe_step(one.ms - known)
         elif one.k <= self.table.k_max:
@@ -275,7 +277,7 @@ class Auto:
         elif stop:
             own, steps = stop.length(heard, own)
         own_ms = view.times[own] + (steps - own) * self.table.step_ms
-        if self.guard and not plan.probing and not self.timing:
+        if self.guard and not plan.probing and not plan.timing:
             self.guard.observe(served, own, own_ms)
         if stop:
             whole, tokens = 1.0, 1.0

@@ -25,7 +25,7 @@ WINDOW = 256  # verified drafts of one position that a fit looks back on
 # Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
 # a small model's round.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
-NEWTON_STEPS, LEAST = 6, 6  # verified drafts of a position behind the first that are worth a fit
+NEWTON_STEPS, LEAST = 4, 6  # verified drafts of a position behind the first that are worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
