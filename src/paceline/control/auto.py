@@ -23,8 +23,8 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE, PROBE_WEIGHT = 0.010, 0.2  # of the time while parked; of the newest in the average of what they take
-SWEPT = 1.5  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
+PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
+SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
