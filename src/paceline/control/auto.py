@@ -22,7 +22,7 @@ from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
 
-PARK, LEAVE = 1.01, 1.03  # drafts stop below this speed-up, and begin again above that
+PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
 PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
