@@ -1,8 +1,8 @@
 """Fits the constants of the advisor's speed model to measured rounds, and keeps how far its predictions then are.
 
-    python benchmarks/advisor_fit.py                        (seconds, needs scipy; benchmarks/results/advisor_measure.json)
-    python benchmarks/advisor_fit.py --rounds h100.json     (what advisor_measure.py wrote on another GPU)
-    python benchmarks/advisor_fit.py --rounds benchmarks/results/cuda_rounds.json --rounds h100.json    (both together)
+    python benchmarks/advisor_fit.py                    (seconds, needs scipy; benchmarks/results/advisor_measure.json)
+    python benchmarks/advisor_fit.py --rounds h200.json     (what advisor_measure.py wrote on another GPU)
+    python benchmarks/advisor_fit.py --rounds benchmarks/results/advisor_measure.json --rounds h200.json    (both)
 
 Rounds: least squares on the logarithm of predicted over measured time, with a soft bound for outliers (scipy's
 soft_l1 at 5%). A cell is a size at a batch. Cells that --hold-out names are not fitted to, and their errors are told

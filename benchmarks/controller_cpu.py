@@ -96,6 +96,10 @@ class Timed:
     def reason(self) -> str:
         return self.policy.reason
 
+    @property
+    def patience(self) -> int:
+        return self.policy.patience
+
     def choose(self, state: State) -> int:
         begun = self.clock()
         k = self.policy.choose(state)

@@ -1,7 +1,9 @@
 """The draft-length controller on made-up traces, with round times that were measured. No model runs.
 
 Times: Gemma 4 26B-A4B and 31B at batch 1 on a GPU (benchmarks/results/cuda_rounds.json), and the embedded pair on the
-CPU, fitted to benchmarks/results/embedded_cpu.json. Texts and acceptance are synthetic: `paceline.control.synthetic`.
+CPU, from benchmarks/results/controller_cpu.json. Texts and acceptance are synthetic (`paceline.control.synthetic`), but
+for one trace that was recorded on the embedded pair (benchmarks/results/trace_embedded.jsonl), on which the controller
+also ends drafts early, as it does on a CPU. There the bounds say what choosing could bring at most.
 
     python benchmarks/controller_sim.py
 """
@@ -10,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, head, show, write
-from scipy.optimize import nnls
 
 from paceline.control.cost import CostTable, Timing
 from paceline.control.replay import Result, Workbench, make
 from paceline.control.simulate import summarise
 from paceline.control.synthetic import WORKLOADS, generate
+from paceline.control.trace import Trace, read_trace
 
 SIZES = ("26b-a4b", "31b")
 STATIONARY = ("chat", "code", "hopeless", "perfect")
@@ -29,36 +32,25 @@ SETTLED, SPAN = 0.95, 8
 
 
 def gpu_table(size: str, record: dict[str, Any]) -> CostTable:
-    """Measured rounds of one sequence; the price of an expert from equal rounds that met different numbers of them."""
+    """Measured rounds of one sequence."""
     parts = record["sizes"][size]
     rows = [row for part in ("alone", "contexts") for row in parts[part]["rows"]]
-    again = {row["k"]: row for row in parts.get("overlap", {"rows": []})["rows"]}
-    pairs = [(row, again[row["k"]]) for row in parts["alone"]["rows"] if row["k"] in again and row["k"]]
-    slopes = [(a["ms"] - b["ms"]) / (a["distinct_experts"] - b["distinct_experts"]) for a, b in pairs]
-    timings = [Timing(r["batch"], r["k"], r["context"], r["ms"], r["distinct_experts"]) for r in rows]
-    return CostTable(timings, max(0.0, float(np.median(slopes))) if slopes else 0.0)
+    return CostTable([Timing(r["batch"], r["k"], r["context"], r["ms"]) for r in rows])
 
 
-def cpu_table(record: dict[str, Any], k_max: int) -> CostTable:
-    """A straight line in k fitted to whole texts: rounds, drafts, and draft steps that ended in a stop."""
-    rows = [m for m in record["measurements"] if m["temperature"] == 0.0 and m["tokens"] > 1]
-    deepest = record["options"]["k"]
-    x = np.array([[m["rounds"], sum(m["drafted"]), _stops(m, deepest)] for m in rows], dtype=float)
-    ms = np.array([1e3 * (m["token_times_s"][-1] - m["token_times_s"][0]) for m in rows])
-    weight = 1 / np.sqrt(x[:, 0])
-    (plain, draft, _), _ = nnls(x * weight[:, None], ms * weight)
-    return CostTable([Timing(1, 0, 170, plain), Timing(1, k_max, 170, plain + k_max * draft)])
-
-
-def _stops(row: dict[str, Any], deepest: int) -> int:
-    """Rounds that drew a step of the drafter and threw it away because it was unsure."""
-    full = row["drafted"][deepest - 1] if len(row["drafted"]) >= deepest else 0
-    return row["rounds"] - full if row["arm"] == "on" else 0
+def cpu_table(record: dict[str, Any], k_max: int, step_ms: float = 0.0) -> CostTable:
+    """Median milliseconds of a round of each fixed draft length, over whole texts chosen greedily."""
+    found: dict[int, list[float]] = {}
+    for row in record["rows"]:
+        if row["arm"].startswith("k=") and row["temperature"] == 0.0 and row["rounds"] > SPAN:
+            found.setdefault(int(row["arm"][2:]), []).append(1e3 * row["decode_s"] / row["rounds"])
+    return CostTable([Timing(1, k, 170, float(np.median(ms))) for k, ms in found.items() if k <= k_max],
+                     step_ms)  # fmt: skip
 
 
 def tables(k_max: int) -> dict[str, CostTable]:
     rounds = json.loads((RESULTS / "cuda_rounds.json").read_text("utf-8"))
-    cpu = json.loads((RESULTS / "embedded_cpu.json").read_text("utf-8"))
+    cpu = json.loads((RESULTS / "controller_cpu.json").read_text("utf-8"))
     found = {f"{size}, batch 1": gpu_table(size, rounds) for size in SIZES}
     return {**found, "embedded pair on the CPU": cpu_table(cpu, k_max)}
 
@@ -102,6 +94,35 @@ def settled(rates: list[float], ks: list[int]) -> int | None:
     """The first of 8 rounds whose mean rate is 95% of the best."""
     worth = [rates[k] / max(rates) for k in ks]
     return next((i for i in range(len(worth) - SPAN + 1) if np.mean(worth[i : i + SPAN]) >= SETTLED), None)
+
+
+def recorded(cpu: dict[str, Any], trace: Trace, k_max: int) -> dict[str, Any]:
+    """The recorded trace, at once and by temperature: the controller and two bounds, over the best constant k."""
+    step_ms = cpu["cost_table"]["step_ms"]
+    found = {}
+    parts = {"all": trace.rows} | {
+        f"temperature {t:g}": [row for row in trace.rows if row.temperature == t]
+        for t in sorted({row.temperature for row in trace.rows})
+    }
+    for name, rows in parts.items():
+        bench = Workbench(Trace([replace(row, round_ms={}) for row in rows]), cpu_table(cpu, k_max, step_ms))
+        statics, auto = bench.statics(), bench.play(make("auto+stop", bench.table, bench.k_max), "auto+stop")
+        best = max(statics, key=lambda result: result.rate)
+        found[name] = {
+            "texts": len(bench.requests), "best": best.name, "auto": auto.rate / best.rate,
+            "auto_over_plain": auto.rate / statics[0].rate, "best_k_of_each_text": by_text(bench) / best.rate,
+            "clairvoyant": bench.clairvoyant().rate / best.rate,
+        }  # fmt: skip
+    return found
+
+
+def by_text(bench: Workbench) -> float:
+    """Tokens a millisecond of the constant k that is best for each text, known beforehand."""
+    tokens = ms = 0.0
+    for rows in bench.requests:
+        best = max(Workbench(Trace(rows), bench.table).statics(), key=lambda result: result.rate)
+        tokens, ms = tokens + sum(best.tokens), ms + sum(best.ms)
+    return tokens / ms
 
 
 def judge(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +179,9 @@ def main() -> None:
     show("against the best constant k: mean (worst)",
          ["times", "text", "best k", "auto", "auto vs k = 0", *OTHERS, "informed", "clairvoyant"], lines)  # fmt: skip
     by_cost = {name: judge([run for run in runs if run["cost"] == name]) for name in costs}
-    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost}})
+    cpu = json.loads((RESULTS / "controller_cpu.json").read_text("utf-8"))
+    known = recorded(cpu, read_trace(RESULTS / "trace_embedded.jsonl"), options.k_max)
+    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost, "recorded": known}})
 
 
 if __name__ == "__main__":

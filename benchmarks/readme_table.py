@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import advisor_tables
+import controller_tables
 import gpu_tables
 import instrument_tables
 import sampling_tables
@@ -278,32 +279,6 @@ def _spread(s: dict[str, Any]) -> str:
     )
 
 
-def controller_table(record: Record) -> str:
-    """The controller and other rules over the best fixed draft length, by workload."""
-    found = record["summary"]["workloads"]
-    rows = [
-        (name, w["best"], *(speed(**_named(w["over_best"][arm])) for arm in ("auto", "heuristic", "threshold")),
-         speed(**_named(w["over_plain"]["auto"])), f"{w['thinking_share']:.1%}")
-        for name, w in found.items()
-    ]  # fmt: skip
-    columns = ("", "best fixed k", "auto (95%)", "heuristic", "threshold", "auto over k = 0", "thinking")
-    same = sum(w["same_text"] for w in found.values())
-    note = (
-        f"Speeds over that of the best fixed k in hindsight. Same text in all arms: {same} of {len(found)} workloads."
-    )
-    return f"{table(columns, rows)}\n\n{note}"
-
-
-def _named(ratio: Record) -> Record:
-    return {"ratio": ratio["ratio"], "interval": ratio["ci95"]}
-
-
-def controller_line(record: Record) -> str:
-    """Which aims of the controller are reached."""
-    aims = record["summary"]["aims"]
-    return f"{sum(aim['reached'] for aim in aims.values())} of {len(aims)} aims reached"
-
-
 VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-bench/1": (bench_table, bench_line),
     "paceline-bench/2": (bench_table, bench_line),
@@ -311,7 +286,7 @@ VIEWS: dict[str, tuple[Callable[[Record], str], Callable[[Record], str]]] = {
     "paceline-memory/1": (memory_table, memory_line),
     "paceline-rows/1": (rows_table, rows_line),
     "paceline-near-ties/1": (near_ties_table, near_ties_line),
-    "paceline-controller-cpu/1": (controller_table, controller_line),
+    **controller_tables.views(table, speed),
     **gpu_tables.views(table),
     **advisor_tables.views(table),
     **sampling_tables.views(table),

@@ -29,13 +29,6 @@ def test_a_bucket_of_few_k_takes_the_shape_of_the_fullest() -> None:
     assert table.ms(2, context=200) == pytest.approx(12 * (20 / 10 + 24 / 16) / 2)
 
 
-def test_more_experts_cost_more_where_their_price_is_known() -> None:
-    rows = [Timing(1, 0, 0, 2.0, 8.0), Timing(1, 4, 0, 6.0, 32.0)]
-    table = CostTable(rows, ms_per_expert=0.1)
-    assert table.ms(4, overlap=0.75) == pytest.approx(6.0 - 0.1 * 8)
-    assert CostTable(rows).ms(4, overlap=0.75) == pytest.approx(6.0)
-
-
 def test_served_rounds_correct_the_table() -> None:
     table = CostTable(LINE)
     for _ in range(300):
@@ -55,6 +48,33 @@ def test_a_stall_hardly_moves_the_table_and_nonsense_does_not() -> None:
     assert table.times(1, 100) == before
 
 
+def test_what_all_rounds_share_is_learnt_before_what_is_one_lengths_own() -> None:
+    """A table a third too high, of which only one length is tried: the others must not look dear beside it."""
+    table = CostTable(LINE)
+    before = table.times(1, 100)
+    for _ in range(20):
+        table.observe(2, before[2] / 1.33, context=100)
+    assert table.ms(2, context=100) == pytest.approx(before[2] / 1.33, rel=0.03)
+    assert table.ms(0, context=100) / table.ms(2, context=100) == pytest.approx(before[0] / before[2], rel=0.05)
+
+
+def test_a_length_that_was_priced_wrong_is_put_right_in_a_few_rounds() -> None:
+    table = CostTable(LINE)
+    before = table.times(1, 100)
+    for turn in range(30):
+        k = turn % 2
+        table.observe(k, before[k] * (1.3 if k else 1.0), context=100)
+    ratio = table.ms(1, context=100) / table.ms(0, context=100)
+    assert ratio == pytest.approx(1.3 * before[1] / before[0], rel=0.08)
+
+
+def test_dropped_steps_are_priced_by_what_they_took() -> None:
+    table = CostTable(LINE, step_ms=0.1)
+    for ms in [0.3] * 40 + [float("nan"), 50.0]:
+        table.observe_step(ms)
+    assert table.step_ms == pytest.approx(0.35, abs=0.06)  # a stall counts as three steps at most
+
+
 def test_a_copy_learns_alone() -> None:
     table = CostTable(LINE)
     table.copy().observe(2, 15.0, context=100)
@@ -71,8 +91,7 @@ BAD: list[tuple[Any, str]] = [
     ({"rows": [GOOD, {**LONGER, "k": 16}]}, "row 2: k must be a whole number from 0 to 15, not 16"),
     ({"rows": [GOOD, {**LONGER, "batch": 0}]}, "batch must be a whole number from 1"),
     ({"rows": [GOOD, {**LONGER, "ms": 0}]}, "row 2: ms must be a positive number, not 0"),
-    ({"rows": [GOOD, {**LONGER, "distinct_experts": "many"}]}, "distinct_experts must be a positive number"),
-    ({"rows": [GOOD, LONGER], "ms_per_expert": -1}, "ms_per_expert must be a number from 0 up"),
+    ({"rows": [GOOD, LONGER], "step_ms": -1}, "step_ms must be a number from 0 up"),
 ]
 
 

@@ -27,6 +27,26 @@ def test_newton_finds_the_weights_of_a_logistic_law() -> None:
     assert found == pytest.approx([0.5, 1.0, -0.7], abs=0.06)
 
 
+def test_what_is_only_counted_moves_the_prediction_as_far_as_it_surprises() -> None:
+    model = Acceptance(2)
+    usual = model.law("a")[0]
+    model.hear("a", 10, round(10 * usual))
+    assert model.law("a")[0] == pytest.approx(usual, abs=0.02)
+    model.hear("a", 10, 0)
+    assert model.law("a")[0] < usual - 0.1
+    model.hear("b", 10, 10)
+    assert model.law("b")[0] > usual
+
+
+def test_what_is_never_kept_is_given_up_ever_faster_than_it_was_hoped_for() -> None:
+    """From three in four down to one in twenty within a few dozen misses, though each is less of a surprise."""
+    model = Acceptance(1)
+    for _ in range(60):
+        model.observe("a", 0, [0.0])
+    assert model.law("a")[0] < 0.06
+    assert model.law("another")[0] < 0.5  # what is usual by now
+
+
 def test_positions_are_learnt_in_spite_of_censoring() -> None:
     law = [0.8, 0.6, 0.9, 0.7]
     model = Acceptance(4)

@@ -44,7 +44,7 @@ from paceline.drafters import Drafter, NoDrafter
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import UsageError
-from paceline.structure import Constraint, Ids, Structure
+from paceline.structure import Constraint, Ids, Structure, packed
 from paceline.types import AUTO, SamplingParams
 
 PROMPT = PROMPTS[0]
@@ -156,10 +156,7 @@ class Turns(Constraint):
         at = self.at + len(draft)
         mask = np.arange(VOCAB) % 3 == at % 3
         mask[END] = at >= self.least
-        return mask
-
-    def legal(self, draft: Sequence[int]) -> int:
-        return next((i for i, token in enumerate(draft) if not self.allowed(draft[:i])[token]), len(draft))
+        return packed(mask)
 
     def extend(self, tokens: Sequence[int]) -> None:
         self.at += len(tokens)

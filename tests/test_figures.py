@@ -38,6 +38,13 @@ SUMMARIES: dict[str, dict[str, Any]] = {
                                "same_text": True}},
         "aims": {"one": {"reached": True}},
     },
+    "paceline-controller-sim/1": {
+        "all": {"stationary": {"figure": -0.01}, "mixed": {"figure": 0.07}, "plain": {"figure": -0.011},
+                "changing: longest": {"figure": 55, "within": 8, "changes": 9, "aim": 50}},
+        "recorded": {"all": {"texts": 24, "best": "k=1", "auto": 1.07, "auto_over_plain": 1.08,
+                             "best_k_of_each_text": 1.06, "clairvoyant": 1.46}},
+    },
+    "paceline-controller-gpu/1": {},
     "paceline-rows/1": {
         "equal_rows": dict.fromkeys(KERNELS, EQUAL), "copy_bytes_per_s": 2e9,
         "cells": [{**CELL, "backend": kernel, "cold": cold} for kernel in KERNELS for cold in (True, False)],
@@ -52,15 +59,25 @@ EXPECTED = {
     "paceline-vs-transformers/1": "| Paceline with MTP over Transformers with MTP | 8.00x |",
     "paceline-memory/1": "| bf16, page cache warm | 2.00 GB | 1.0 MB | 1.04 | 3.0 s | 0.70 GB/s |",
     "paceline-controller-cpu/1": "| chat | k=3 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) |",
+    "paceline-controller-sim/1": "| all | 24 | k=1 | 1.07x | 1.08x | 1.06x | 1.46x |",
+    "paceline-controller-gpu/1": "| 31B | chat | k=8 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) | 1.10x",
     "paceline-rows/1": "| a, 1 row | 12 (50%) | 12 (50%) |",
     "paceline-near-ties/1": "| 0.25 nats | 3.1% | 2 of 3 |",
+}
+
+
+CHAT = {"best": "k=8", "over_best": OVER["auto"], "over_plain": OVER["auto"], "best_over_plain": OVER["auto"],
+        "drafts_a_round": 7.5, "thinking_share": 0.004}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {  # what lies beside the summary
+    "paceline-controller-gpu/1": {"sizes": {"31b": {"summary": {"chat": CHAT}, "aims": {"one": {"reached": True}}}}},
 }
 
 
 def write(folder: Path, schema: str, **more: Any) -> None:
     provenance = {**files.provenance(), "load_before": [0.5, 0.4, 0.3], "load_after": None}
     labels = ["CPU", "synthetic: made up"]
-    data = {"schema": schema, "labels": labels, "provenance": provenance, "summary": SUMMARIES[schema], **more}
+    data = {"schema": schema, "labels": labels, "provenance": provenance, "summary": SUMMARIES[schema]}
+    data |= MORE.get(schema, {}) | more
     files.write_record(folder / "some_result.json", data)
 
 

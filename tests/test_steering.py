@@ -46,7 +46,7 @@ def write(engine: Engine, params: SamplingParams = FORTY, k: DraftLength = AUTO)
 class Script:
     """Chooses the lengths it was given, and keeps what it was asked and told."""
 
-    reason = "as scripted"
+    reason, patience = "as scripted", 1
 
     def __init__(self, ks: Sequence[int], stop: Stop | None = None) -> None:
         self.ks, self.stop = ks, stop
@@ -137,6 +137,23 @@ def test_what_is_drafted_reaches_the_policy_only_after_its_round(model: Model) -
         logs.append(policy.log)
     assert logs[0][:5] == logs[1][:5]  # asked, told, asked, told, asked
     assert logs[0][5] != logs[1][5]
+
+
+def test_a_choice_may_stand_for_several_rounds_of_which_the_last_is_told(model: Model) -> None:
+    class Patient(Script):
+        patience = 4
+
+    policy = Patient([2])
+    done = write(Engine(model.target, Oracle(text_of(model)), policy=policy, clock=Ticks()))
+    assert len(policy.served) == done.stats.rounds // 4
+    assert len(policy.log) - len(policy.served) == -(-done.stats.rounds // 4)
+    assert all((one.tries, one.hits, one.ms) == (3, 3, 1000.0) for one in policy.served)
+    policy = Patient([2])
+    write(Engine(model.target, Wrong(text_of(model)), policy=policy, clock=Ticks()))
+    assert all((one.tries, one.hits) == (3, 0) for one in policy.served)
+    policy = Patient([0])
+    write(Engine(model.target, Oracle(text_of(model)), policy=policy, clock=Ticks()))
+    assert all((one.tries, one.hits, one.k) == (0, 0, 0) for one in policy.served)
 
 
 def test_a_policy_may_ask_for_more_than_is_wanted(model: Model) -> None:

@@ -34,7 +34,7 @@ from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
 from paceline.llm import LLM
 from paceline.shapes import drafter_config, shorten, target_config
-from paceline.structure import Constraint, Ids
+from paceline.structure import Constraint, Ids, packed
 from paceline.types import SamplingParams
 
 GREEDY = SamplingParams(ignore_eos=True)
@@ -65,10 +65,10 @@ class Turns(Constraint):
 
     def __init__(self, vocab: int) -> None:
         super().__init__(None, "turns", Ids(vocab, frozenset()))
-        self.at, self.masks = 0, [np.arange(vocab) % 3 == turn for turn in range(3)]
+        self.at, self.turns = 0, [packed(np.arange(vocab) % 3 == turn) for turn in range(3)]
 
     def allowed(self, draft: Sequence[int] = ()) -> Any:
-        return self.masks[(self.at + len(draft)) % 3]
+        return self.turns[(self.at + len(draft)) % 3]
 
     def legal(self, draft: Sequence[int]) -> int:
         return next((i for i, token in enumerate(draft) if token % 3 != (self.at + i) % 3), len(draft))

@@ -18,6 +18,7 @@ from paceline.cache import KVCache
 from paceline.control import store
 from paceline.control.cost import CostTable, Timing
 from paceline.control.outlook import outlook
+from paceline.control.stop import Stop
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, bounded
 from paceline.engine import Engine
 from paceline.kernels import Array
@@ -31,9 +32,10 @@ from paceline.types import SamplingParams
 
 K_MAX = LONGEST
 KS = (0, 1, 2, 4, K_MAX)
-BUDGET_S, REPEATS = 3.0, 15  # for each context: seconds even where a round takes one
+BUDGET_S, TURNS = 3.0, 6  # for each context: seconds even where a round takes one
+RUN = 3  # rounds of one length that are timed one after another: what it costs to change is no part of them
 CONTEXT = 64
-ROUNDS = (REPEATS + 1) * sum(k + 1 for k in KS)  # tokens that they come to at most
+ROUNDS = TURNS * (RUN + 1) * sum(k + 1 for k in KS)  # tokens that they come to at most
 
 Clock = Callable[[], float]
 
@@ -68,9 +70,10 @@ def calibrate(
 
 
 def _times(engine: Engine, drafter: Drafter, context: int, budget_s: float, clock: Clock) -> dict[int, float]:
-    """Least ms of a round of each k behind `context` tokens, the first not counted: what else ran only adds to it.
+    """Least ms of a round of each k behind `context` tokens: what else ran only adds to it.
 
-    More drafts never take less time; where noise says so, those with fewer count as much.
+    More drafts never take less time; where noise says so, those with fewer count as much. A drafter that can listen to
+    itself does, as the controller has it do.
     """
     target, until = engine.target, clock() + budget_s
     cache = engine.cache_for(context + ROUNDS, K_MAX)
@@ -78,17 +81,21 @@ def _times(engine: Engine, drafter: Drafter, context: int, budget_s: float, cloc
     found: dict[int, list[float]] = {k: [] for k in KS}
     try:
         with bounded(drafter, 0.0):
+            if isinstance(drafter, MtpDraft):
+                drafter.stop = Stop()
             last = start(target, drafter, cache, sampler, [7 * i % target.config.vocab for i in range(context)])
-            for turn in range(REPEATS + 1):
-                for k in KS:
+            for k in KS * TURNS:
+                for run in range(RUN + 1):
                     begun = clock()
                     last = speculate(target, drafter, cache, sampler, last, k).tokens[-1]
-                    found[k].append(1e3 * (clock() - begun))
-                if turn and clock() > until:
+                    found[k] += [1e3 * (clock() - begun)] * (run > 0)
+                    if run and clock() > until:
+                        break
+                if found[K_MAX] and clock() > until:
                     break
     finally:
         cache.release()
-    least = [min(ms[1:]) for ms in found.values()]
+    least = [min(ms) for ms in found.values()]
     return {k: min(least[i:]) for i, k in enumerate(KS)}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paceline.control.policy import Policy, Served, State
+from paceline.control.policy import Policy, Served, State, Turns
 from paceline.drafters import Drafter, MtpDraft
 from paceline.processors import reshapes
 from paceline.speculate import Round
@@ -43,25 +43,32 @@ class Steered:
         self, policy: Policy, drafter: Drafter, request: str, kind: str, clock: Callable[[], float]
     ) -> None:  # fmt: skip
         self.policy, self.request, self.kind, self.clock = policy, request, kind, clock
+        self.turns = Turns(policy)
         self.listens = drafter if isinstance(drafter, MtpDraft) else None
 
     def before(self, length: int, room: int) -> int:
         """Drafts of the coming round, of which only `room` are wanted; the cache holds `length` tokens."""
-        self.length = length
-        k = min(self.policy.choose(State(self.request, 1, length, 1.0, self.kind)), room)
-        if self.listens:
-            self.listens.stop = self.policy.stop
-        self.begun = self.clock()
-        return k
+        turns = self.turns
+        if not turns.left:
+            turns.choose(State(self.request, 1, length, self.kind))
+            if self.listens:
+                self.listens.stop = self.policy.stop
+        if turns.left == 1:
+            self.length, self.begun = length, self.clock()
+        return min(turns.k, room)
 
     def after(self, done: Round) -> None:
         """The round is over."""
+        turns = self.turns
+        if not turns.over(done.drafted, done.accepted):
+            return
         ms = 1e3 * (self.clock() - self.begun)
         k, heard = done.drafted, self.listens.confidences if self.listens else ()
         unmade = heard[k] if len(heard) > k else None
         self.policy.observe(
-            Served(self.request, k, done.accepted, ms, 1, self.length, (), tuple(heard[:k]), unmade, self.kind)
-        )
+            Served(self.request, k, done.accepted, ms, 1, self.length, (), tuple(heard[:k]), unmade, self.kind,
+                   turns.tries, turns.hits)
+        )  # fmt: skip
 
     def describe(self, stats: Stats) -> str:
         """How draft lengths were chosen, in words."""

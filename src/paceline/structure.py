@@ -103,9 +103,16 @@ class Constraint:
 
 def _bits(vocab: int, missing: Sequence[int]) -> Bits:
     """A bit for each token, from the lowest on, but for those that are missing."""
-    present = np.arange(-(-vocab // 32) * 32) < vocab
+    present = np.arange(vocab) < vocab
     present[list(missing)] = False
-    return np.packbits(present, bitorder="little").view(np.uint32)
+    return packed(present)
+
+
+def packed(present: npt.NDArray[np.bool_]) -> Bits:
+    """Bits of 32 tokens in a word, from the lowest on, of flags for each token."""
+    whole = np.zeros(-(-len(present) // 32) * 32, np.bool_)
+    whole[: len(present)] = present
+    return np.packbits(whole, bitorder="little").view(np.uint32)
 
 
 class Structure:

@@ -14,8 +14,10 @@ from paceline.errors import PacelineError, UsageError
 
 if TYPE_CHECKING:
     from paceline.bench.contests import Wanted
+    from paceline.bench.harness import Contest
     from paceline.bench.judge import Judge
     from paceline.bench.prompts import BenchPrompt
+    from paceline.bench.tracing import Tracer
 
 Shape = Annotated[
     str | None, typer.Option(help="Time this size, random weights, on a GPU: e2b, e4b, 12b, 26b-a4b, 31b.")
@@ -56,6 +58,9 @@ JudgeBy = Annotated[
     str | None, typer.Option(help="Checkpoint of the target, to judge texts that differ where the engine cannot tell.")
 ]
 Limit = Annotated[float | None, typer.Option(help="Nats between two tokens that rounding may still swap.")]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", help="JSONL of every draft of the run's texts, for `paceline simulate`.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what --out holds of an interrupted run.")]
 
 
@@ -75,7 +80,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
-    resume: Resume = False,
+    resume: Resume = False, trace: TraceFile = None,
     on: OnUrl = None, off: OffUrl = None, engine: Engine = None, engine_args: EngineArgs = "",
     engine_profile: Profile = None, model: Model = None, dry_run: DryRun = False, trust_arms: Trust = False,
     stall: Stall = 120.0, price_per_hour: Price = None, watts: Watts = None, judge: JudgeBy = None,
@@ -115,11 +120,14 @@ def bench(
     chosen = load_prompts(prompts)
     chosen = chosen if sample is None else choose(chosen, sample, seed)
     contest = served(wanted, ks) if wanted else in_process(ctx, ks, options.concurrencies)
+    tracer = tracer_for(contest, trace)
     tools = Tools(
         prices=Prices(price_per_hour, watts), judge=judge_for(wanted, judge, target),
         limit_nats=limit_nats, source=str(prompts or "embedded"),
     )  # fmt: skip
     done = run_bench(contest, chosen, options, Output(out, html, resume, markdown), tools)
+    if tracer:
+        tracer.write(chosen, options)
     print(json.dumps(done["summary"]))
     raise typer.Exit(exit_code(done["divergences"]))
 
@@ -136,6 +144,8 @@ def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt]) -> dict[str,
         raise UsageError(
             "--accept goes with --temperatures: bench compares texts token by token, and other modes differ"
         )
+    if given["trace"]:
+        raise UsageError("--trace does not go with --temperatures; leave one of them out")
     if given["temperature"]:
         raise UsageError("--temperature does not go with --temperatures; name them all in the latter")
     if ks is not None and len(ks) > 1:
@@ -144,6 +154,15 @@ def _by_temperature(ctx: typer.Context, prompts: list[BenchPrompt]) -> dict[str,
     llm = load(flags.options_of(ctx), ks[0] if ks else None)
     settings = settings_from_flags({**given, "k": ks[0] if ks else None}, llm.resolved.k)
     return bench_temperatures(llm, chosen, settings, given["out"], given["html"])
+
+
+def tracer_for(contest: Contest, trace: Path | None) -> Tracer | None:
+    """Who records the run's texts, where a file is named. Raises UsageError for arms that cannot be traced."""
+    if trace is None:
+        return None
+    from paceline.bench.tracing import Tracer
+
+    return Tracer(contest, trace)
 
 
 def judge_for(wanted: Wanted | None, named: str | None, target: str) -> Judge | None:

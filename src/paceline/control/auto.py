@@ -17,47 +17,26 @@ from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
+from paceline.control.parking import PROBE_FIRST, PROBE_LAST, YOUNG, Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
 
-PARK, LEAVE = 1.0, 1.015  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE = 0.010  # of the time while parked
-PROBE_FIRST, PROBE_LAST = 4, 40  # rounds between probes: doubles from the first with each that fails
-PROBE_NEWS = 3.0  # what a probe says counts for so many rounds: it is all that is heard of a parked request
-PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which one is plain where drafting promises less: to learn its time
+PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
+PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
+SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
+PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
+SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
+PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
+PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
+PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY, SLOW_START = 6, 24  # rounds of one choice where drafts end early by themselves; not for the first ones
-LOOK_EVERY = 8  # rounds after which a parked request is looked at although nothing was heard of it
-GAIN_ROUNDS, GAIN_MOST = 50.0, 1.5  # memory of what ending drafts early brings, and the most that is believed of it
+THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
+SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
+GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
+GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 KINDS = 16  # remembered at once
 BATCH = "\0batch"  # the name that batches are parked under
-
-
-@dataclass(slots=True)
-class Parking:
-    """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most.
-
-    hopeful: the last probe hit, so another follows at once.
-    """
-
-    parked: bool = False
-    since: int = 0
-    wait: int = PROBE_FIRST
-    longest: int = PROBE_LAST
-    probing: bool = False
-    hopeful: bool = False
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time for a probe."""
-        return self.since >= min(self.wait, self.longest)
-
-    def told(self, hit: bool) -> None:
-        """What a probe came to: the next comes later each time that one misses."""
-        self.hopeful = hit
-        if not hit:
-            self.wait = min(max(2 * self.wait, PROBE_FIRST), PROBE_LAST)
 
 
 @dataclass(slots=True)
@@ -85,6 +64,7 @@ class Plan:
     k: int = 0
     stop: Stop | None = None
     probing: bool = False
+    timing: bool = False
 
 
 REST = Plan()
@@ -101,12 +81,13 @@ class Auto:
         self.acceptance, self.reading = Acceptance(self.k_max), Reading()
         self.guard = Guard(self.k_max) if guard else None
         self.parking: OrderedDict[str, Parking] = OrderedDict()
-        self.last = Parking()
-        self.rounds, self.drafting = 0, 0
+        self.last, self.request = Parking(), ""
+        self.rounds, self.first, self.drafting = 0, 0, 0
+        self.before, self.scoring, self.timing = 0, True, False
         self.stop: Stop | None = None
-        self.plan, self.chosen = REST, 0
-        self.untold, self.patience = list[Served](), 1
+        self.plan, self.patience = REST, 1
         self.won = self.promised = GAIN_ROUNDS
+        self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
 
     @property
@@ -122,94 +103,111 @@ class Auto:
         return other
 
     def choose(self, state: State) -> int:
-        """How many tokens the coming round of one sequence drafts, at most."""
-        if self.untold and state.request == self.untold[-1].request and len(self.untold) < self.patience:
-            self.rounds += 1
-            return self.chosen
-        if self.untold:
-            self._catch_up()
-        self.chosen = self._afresh(state)
-        if not self.listens or self.plan.probing or self.rounds <= SLOW_START:
-            self.patience = 1
-        else:
-            self.patience = LOOK_EVERY if self.plan is REST else THINK_EVERY
-        return self.chosen
-
-    def _afresh(self, state: State) -> int:
-        self.rounds += 1
-        parking = self._parking(state.request)
-        led = self.guard and self.guard.holds and self.guard.constant
-        if parking.parked and not parking.due and not parking.hopeful and self.rounds % LOOK_EVERY and not led:
-            self.stop, self.plan = None, REST  # nothing was heard since it parked
-            return 0
-        return self._choose(state, parking, self.acceptance.law(state.request))
+        """How many tokens the coming rounds of one sequence draft, at most: so many as `patience` says."""
+        if self.resting:
+            self.last.since += self.resting // 2  # the text ended within them, nobody says where
+        k = self.choose_batch([state])
+        self.patience = self._patience(k)
+        self.rounds += self.patience - 1
+        self.resting = 0 if k else self.patience - 1
+        return k
 
     def choose_batch(self, states: Sequence[State]) -> int:
-        """How many tokens each sequence of a batch drafts: those of most tokens a millisecond over all of them."""
-        if len(states) == 1:
-            return self.choose(states[0])
-        self.rounds += 1
-        return self._choose(states[0], self._parking(BATCH), pooled([self.acceptance.law(s.request) for s in states]))
-
-    def _choose(self, state: State, parking: Parking, law: Sequence[float]) -> int:
-        times = self.table.times(state.batch, state.context, state.overlap)[: self.k_max + 1]
+        """How many tokens each sequence of a batch drafts in the coming round: those of most tokens a millisecond."""
+        first = states[0]
+        request = first.request if len(states) == 1 else BATCH
+        self.rounds, self.patience = self.rounds + 1, 1
+        self.before, self.first = self.first, self.rounds
+        self.scoring = self._crossed(SCORED)
+        parking = self._parking(request)
+        self.last, self.request = parking, request
+        laws = [self.acceptance.law(state.request) for state in states]
+        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
+        law = laws[0] if len(laws) == 1 else pooled(laws)
         view = View(law, expected_tokens(law), times)
         self.stop = None
+        self.timing = False
         own = self._own(parking, view)
-        self.plan = Plan(view, own, self.stop, parking.probing)
-        return self._guarded(own, parking, view) if self.guard else own
+        self.plan = Plan(view, own, self.stop, parking.probing, self.timing)
+        k = self._guarded(own, parking, view) if self.guard else own
+        if k == 0 and parking.parked:
+            self.plan = REST
+        parking.since = 0 if k else parking.since + 1
+        return k
+
+    def _patience(self, k: int) -> int:
+        """Rounds that a choice stands for: one as long as much is learnt from each."""
+        parking = self.last
+        if parking.parked and not k:
+            return parking.rest + 1  # this round counts as rested already
+        if not self.listens or parking.probing or self.drafting <= SLOW_START or parking.heard < SETTLED:
+            return 1
+        return THINK_EVERY if k else PLAIN_RUN
 
     def observe(self, served: Served) -> None:
-        """The round last chosen has finished."""
-        # Learnt from a few at a time: most of what thinking costs, between passes that sweep the caches with a model's
-        # weights, is to fetch this code and its numbers again.
-        self.untold.append(served)
-        if self.patience == 1:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        told = self.untold
-        if self.plan is REST:  # plain rounds tell what they cost, and one is enough for that
-            told = self.untold[-1:]
-            self._parking(told[0].request).since += len(self.untold) - 1
-        for served in told:
+        """The last round of those last chosen has finished."""
+        if served.request == self.request:
+            self.last.since += self.resting
+            self.resting = 0
             self.observe_batch([served], self.plan)
-        self.untold.clear()
 
     def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
         """A round of several sequences has finished, chosen as `plan` says."""
         one, view = batch[0], plan.view
-        step = self.table.step_ms if one.unmade is not None else 0.0
         known = view.times[one.k] if view and one.k < len(view.times) else None
-        if one.k <= self.table.k_max:
-            self.table.observe(one.k, one.ms - step, one.batch, one.context, known)
+        if plan.probing and known:
+            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
+            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
+            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+        elif one.unmade is not None and known:
+            self.table.observe_step(one.ms - known)
+        elif one.k <= self.table.k_max:
+            self.table.observe(one.k, one.ms, one.batch, one.context, known)
         for served in batch:
-            if view and known and self.rounds % SCORED == 0:
+            if view and known and self.scoring:
                 self._score(plan, view, served)
+            if served.tries:
+                self.acceptance.hear(served.request, served.tries, served.hits)
             if served.k or served.unmade is not None:
                 self._learn(plan, served)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
-        drafted = one.k > 0 or one.unmade is not None  # in a batch all draft alike
-        hit = 2 * sum(served.accepted > 0 for served in batch) >= len(batch)
-        self._after(parking, plan.probing, drafted, hit)
+        if one.k or one.unmade is not None:  # in a batch all draft alike
+            parking.heard += 1
+        if plan.probing and view:
+            parking.told(2 * sum(served.accepted > 0 for served in batch) >= len(batch), view.law[0])
+        elif not parking.parked:
+            parking.wait = PROBE_FIRST
 
     def _learn(self, plan: Plan, served: Served) -> None:
-        news, unmade = PROBE_NEWS if plan.probing else 1.0, None
+        self.kept += served.accepted
+        young = self.last.young > 0 or self.acceptance.rounds < FEW
+        self.last.young -= self.last.young > 0
+        news = PROBE_NEWS if plan.probing or young else 1.0
+        unmade = None
         if served.unmade is not None:
             unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
         self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
         if served.confidences:
             self.reading.observe(served.accepted, served.confidences)
 
+    def _crossed(self, period: int) -> bool:
+        """Whether it is time for what is done at one choice in so many rounds."""
+        return self.first // period > self.before // period
+
     # ---- before a round ---------------------------------------------------------------------------------------------
 
     def _own(self, parking: Parking, view: View) -> int:
         """The choice without the guard."""
         gain = view.pace * self._bonus() * view.times[0]
-        parking.parked, parking.probing = gain < (LEAVE if parking.parked else PARK), False
+        parked = gain < (LEAVE if parking.parked else PARK)
+        if parking.parked and not parked:
+            parking.heard, parking.young = 0, YOUNG
+        parking.parked, parking.probing = parked, False
         if parking.parked:
             return self._parked(parking, view)
-        if gain < NEAR and self.rounds % PLAIN_EVERY == 0:
+        if self._crossed(PLAIN_EVERY if gain < NEAR else 4 * PLAIN_EVERY) or self.drafting in PLAIN_FIRST:
+            self.drafting += 1
+            self.timing = True
             self.say = lambda: f"no draft, to time a plain round: drafts promise only {gain - 1:.0%} more"
             return 0
         return self._listening(view) if self.listens else self._ahead(view)
@@ -217,7 +215,7 @@ class Auto:
     def _ahead(self, view: View) -> int:
         """The k of most tokens a millisecond; now and then one more, where that position was hardly ever verified."""
         best, samples = view.best, self.acceptance.samples
-        deeper = best < self.k_max and self.rounds % DEEPER_EVERY == 0 and samples[best].seen < 64
+        deeper = best < self.k_max and self._crossed(DEEPER_EVERY) and samples[best].seen < 64
         k = best + deeper
         self.say = lambda: (
             f"{_drafts(k)}: {view.tokens[k]:.1f} tokens in {view.times[k]:.1f} ms, against 1 in {view.times[0]:.1f} ms"
@@ -238,15 +236,14 @@ class Auto:
             f"up to {_drafts(self.k_max)}, as long as all are kept with a chance of {go:.0%}: {pace:.2f} tokens a ms,"
             f" against {1 / times[0]:.2f} without"
         )
-        return self.k_max
+        return self.k_max if self.acceptance.rounds >= FEW else min(self.k_max, SHORT + self.kept)
 
     def _parked(self, parking: Parking, view: View) -> int:
         best, tokens, times = view.best, view.tokens, view.times
-        parking.longest = max(PROBE_FIRST, min(math.ceil((times[1] / times[0] - 1) / PROBE_SHARE), PROBE_LAST))
-        parking.probing = probing = parking.due or parking.hopeful
+        dearer = (max(self.probe_ms, times[1]) / times[0] - 1) * (SWEPT if self.listens else 1.0)
+        parking.longest = max(PROBE_FIRST, min(math.ceil(dearer / PROBE_SHARE), PROBE_LAST))
+        parking.probing = probing = not parking.rest
         parking.hopeful = False
-        if probing:
-            parking.since = 0  # known to be under way, even where rounds are told of late
 
         def say() -> str:
             costs = f"{_drafts(best)} would cost {times[best] - times[0]:.1f} ms and win {tokens[best] - 1:.1f} tokens"
@@ -257,12 +254,13 @@ class Auto:
 
     def _guarded(self, own: int, parking: Parking, view: View) -> int:
         assert self.guard is not None
-        # A probe is worth what is learnt, not what it yields: the guard would always be against it.
-        if self.rounds % SCORED == 0:
-            k = self.guard.choose(own, view.law, view.times, spared=parking.probing)
+        # These are worth what is learnt, not what they yield: the guard would always be against them.
+        spared = parking.probing or self.timing
+        if self.scoring:
+            k = self.guard.choose(own, view.law, view.times, spared)
         else:
-            k = self.guard.constant if self.guard.holds and not parking.probing else own
-        if self.guard.holds and not parking.probing and (k != own or self.stop):
+            k = self.guard.constant if self.guard.holds and not spared else own
+        if self.guard.holds and not spared and (k != own or self.stop):
             lead = self.guard.lead
             self.stop = Stop() if self.listens else None  # hears all of the draft, and ends nothing
             self.say = lambda: f"guard: a constant k = {k} leads by {lead:.1%} on these rounds"
@@ -279,7 +277,7 @@ class Auto:
         elif stop:
             own, steps = stop.length(heard, own)
         own_ms = view.times[own] + (steps - own) * self.table.step_ms
-        if self.guard and not plan.probing:
+        if self.guard and not plan.probing and not plan.timing:
             self.guard.observe(served, own, own_ms)
         if stop:
             whole, tokens = 1.0, 1.0
@@ -291,21 +289,13 @@ class Auto:
 
     def _bonus(self) -> float:
         """What ending drafts early multiplies the pace of the best k by."""
-        return min(max(self.won / self.promised, 1.0), GAIN_MOST) if self.listens else 1.0
-
-    def _after(self, parking: Parking, probed: bool, drafted: bool, hit: bool) -> None:
-        parking.since = 0 if drafted else parking.since + 1
-        if probed:
-            parking.told(hit)
-        elif not parking.parked:
-            parking.wait = PROBE_FIRST
-        self.last = parking
+        return min(max(self.won / self.promised, GAIN_LEAST), GAIN_MOST) if self.listens else 1.0
 
     def _parking(self, request: str) -> Parking:
         found = self.parking.get(request)
         if found is None:
-            # A new request goes on waiting where the last one stood, else many short ones would be mostly probes.
-            found = self.parking[request] = Parking(since=self.last.since, wait=max(self.last.wait, PROBE_FIRST))
+            alike = (request == BATCH) == (self.request == BATCH)
+            found = self.parking[request] = self.last.next() if alike else Parking()
             if len(self.parking) > REQUESTS:
                 self.parking.popitem(last=False)
         return found
@@ -329,6 +319,11 @@ class Kinds:
     def reason(self) -> str:
         """Why the last choice was made, in words."""
         return self.now.reason
+
+    @property
+    def patience(self) -> int:
+        """Rounds that the last choice stands for."""
+        return self.now.patience
 
     def choose(self, state: State) -> int:
         self.now = self._of(state.kind)

@@ -19,7 +19,12 @@ K_MOST = 15
 # Shares of a served round in the average of what all rounds have become slower by, and in that of its own cell. The
 # first is much the greater: else a slower machine would make every k but the one in use look cheap.
 COMMON, OWN = 0.09, 0.02
-MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected: a stall is no news
+# A cell's first round has this share in its average, its second half of it, and so on; not so one far from what was
+# expected: a stall is no news.
+FIRST = 0.5
+MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected
+LEVEL = 6  # rounds from which only what all have in common is learnt: one k must not look cheap for being tried first
+STEP = 0.1  # share of the newest in the average of dropped draft steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,47 +35,45 @@ class Timing:
     k: int
     context: int
     ms: float
-    distinct_experts: float | None = None
 
 
 class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
-    grid [batches][contexts][k_max + 1], in ms, before `scale`. `ms_per_expert` is what one more distinct expert of a
-    layer costs and `experts` [k_max + 1] how many a round of each k met when it was timed (mixture-of-experts models
-    only). `step_ms` is a step of the drafter whose guess was then dropped. Plain floats: a round may last 1 ms.
+    grid [batches][contexts][k_max + 1], in ms, before `scale`. `step_ms` is a step of the drafter whose guess was then
+    dropped. Plain floats: a round may last 1 ms. How many experts a mixture's rounds meet is no part of it: nobody
+    counts them while it serves, and what they cost in the mean is in the times of served rounds.
     """
 
-    def __init__(self, timings: Iterable[Timing], ms_per_expert: float = 0.0, step_ms: float = 0.0) -> None:
+    def __init__(self, timings: Iterable[Timing], step_ms: float = 0.0) -> None:
         lines = _lines(timings)
         base = max(lines.values(), key=len)
         self.batches = sorted({batch for batch, _ in lines})
         self.contexts = sorted({context for _, context in lines})
         self.k_max = max(base)
-        self.ms_per_expert, self.step_ms = ms_per_expert, step_ms
-        self.experts = _by_k({k: t.distinct_experts or 0.0 for k, t in base.items()}, self.k_max)
+        self.step_ms = step_ms
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
         self.scale = 1.0  # what all rounds have become slower by
+        self._forget()
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
         other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
+        other._forget()
         return other
 
-    def times(self, batch: int = 1, context: int = 0, overlap: float = 1.0) -> list[float]:
-        """Milliseconds of a round of each k, [k_max + 1].
+    def _forget(self) -> None:
+        self.rounds = 0
+        self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
 
-        overlap: distinct experts that recent rounds met, relative to the timed ones; 1 where it is not known.
-        """
+    def times(self, batch: int = 1, context: int = 0) -> list[float]:
+        """Milliseconds of a round of each k, [k_max + 1]."""
         low, high, share = _between(self.batches, batch)
         times = self._row(low, context)
         if share:
             times = [a + share * (b - a) for a, b in zip(times, self._row(high, context), strict=True)]
-        if self.ms_per_expert and overlap != 1.0:
-            met = self.ms_per_expert * (overlap - 1.0)
-            times = [ms + met * experts for ms, experts in zip(times, self.experts, strict=True)]
         return [ms * self.scale for ms in times]
 
     def _row(self, b: int, context: int) -> list[float]:
@@ -79,11 +82,11 @@ class CostTable:
             return self.grid[b][low]
         return [x + share * (y - x) for x, y in zip(self.grid[b][low], self.grid[b][high], strict=True)]
 
-    def ms(self, k: int, batch: int = 1, context: int = 0, overlap: float = 1.0) -> float:
+    def ms(self, k: int, batch: int = 1, context: int = 0) -> float:
         """Milliseconds of one round; UsageError for a k the table cannot know."""
         if not 0 <= k <= self.k_max:
             raise UsageError(f"the cost table knows 0 to {self.k_max} drafts, not {k}")
-        return self.times(batch, context, overlap)[k]
+        return self.times(batch, context)[k]
 
     def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
         """A served round took `ms`: averages it, clamped, into what all rounds share and into its cell.
@@ -93,9 +96,21 @@ class CostTable:
         if not (math.isfinite(ms) and ms > 0):
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
+        b, c = _nearest(self.batches, batch), _nearest(self.contexts, context)
+        near = abs(off) < MOST
+        self.rounds += near
+        common, own = max(COMMON, near / (1.0 + self.rounds)), OWN
+        if near and self.rounds > LEVEL:
+            self.seen[b][c][k] += 1
+            own = max(OWN, FIRST / self.seen[b][c][k])
         off = max(-MOST, min(MOST, off))
-        self.scale *= math.exp(COMMON * off)
-        self.grid[_nearest(self.batches, batch)][_nearest(self.contexts, context)][k] *= math.exp(OWN * off)
+        self.scale *= math.exp(common * off)
+        self.grid[b][c][k] *= math.exp(own * off)
+
+    def observe_step(self, ms: float) -> None:
+        """A draft step whose guess was dropped took so long beside the rest of its round."""
+        if math.isfinite(ms):
+            self.step_ms += STEP * (max(0.0, min(ms, 3 * self.step_ms)) - self.step_ms)
 
 
 def _lines(timings: Iterable[Timing]) -> dict[tuple[int, int], dict[int, Timing]]:
@@ -137,7 +152,7 @@ def _nearest(buckets: list[int], value: float) -> int:
 
 
 def read_table(path: Path) -> CostTable:
-    """A table from JSON: {"rows": [{"batch", "k", "context", "ms", "distinct_experts"?}]}, ms_per_expert and step_ms.
+    """A table from JSON: {"rows": [{"batch", "k", "context", "ms"}]}, and step_ms where guesses may be dropped.
 
     What `paceline bench --shape ... --out` writes is such a file. Raises UsageError in one sentence.
     """
@@ -155,11 +170,10 @@ def parse_table(data: Any, path: str) -> CostTable:
     rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} holds no rows; give a table with rows of batch, k, context and ms")
-    prices = {name: data.get(name, 0.0) for name in ("ms_per_expert", "step_ms")}
-    for name, price in prices.items():
-        if not _positive(price, zero=True):
-            raise UsageError(f"{path}: {name} must be a number from 0 up, not {price!r}")
-    return CostTable([_timing(row, f"{path}, row {i}") for i, row in enumerate(rows, 1)], **prices)
+    step_ms = data.get("step_ms", 0.0)
+    if not _positive(step_ms, zero=True):
+        raise UsageError(f"{path}: step_ms must be a number from 0 up, not {step_ms!r}")
+    return CostTable([_timing(row, f"{path}, row {i}") for i, row in enumerate(rows, 1)], float(step_ms))
 
 
 def _timing(row: Any, where: str) -> Timing:
@@ -169,11 +183,9 @@ def _timing(row: Any, where: str) -> Timing:
         value = row.get(name)
         if type(value) is not int or not least <= value <= most:
             raise UsageError(f"{where}: {name} must be a whole number from {least} to {most}, not {value!r}")
-    for name in ("ms", "distinct_experts"):
-        if not _positive(row.get(name)) and (name == "ms" or row.get(name) is not None):
-            raise UsageError(f"{where}: {name} must be a positive number, not {row.get(name)!r}")
-    experts = row.get("distinct_experts")
-    return Timing(row["batch"], row["k"], row["context"], float(row["ms"]), float(experts) if experts else None)
+    if not _positive(row.get("ms")):
+        raise UsageError(f"{where}: ms must be a positive number, not {row.get('ms')!r}")
+    return Timing(row["batch"], row["k"], row["context"], float(row["ms"]))
 
 
 def _positive(value: Any, zero: bool = False) -> bool:

@@ -15,7 +15,7 @@ from paceline.errors import UsageError
 
 
 class State(NamedTuple):
-    """What is known before a round: whose it is, its batch and context, and the experts it may meet (`CostTable`).
+    """What is known before a round: whose it is, its batch and its context.
 
     kind: requests of one kind are taken to cost and to be guessed alike; that of a temperature, for instance.
     """
@@ -23,7 +23,6 @@ class State(NamedTuple):
     request: str
     batch: int = 1
     context: int = 0
-    overlap: float = 1.0
     kind: str = ""
 
 
@@ -31,7 +30,8 @@ class Served(NamedTuple):
     """A finished round: k drafts, of which `accepted` were kept, and the drafter's margins or confidences, [k] each.
 
     Either may be empty where the drafter does not tell. ms: how long it took. unmade: the confidence of one guess more,
-    which the round's `Stop` dropped.
+    which the round's `Stop` dropped. Of the rounds before that nothing was told of, `tries` drafted, and in `hits` of
+    these the first draft was kept.
     """
 
     request: str
@@ -44,6 +44,8 @@ class Served(NamedTuple):
     confidences: tuple[float, ...] = ()
     unmade: float | None = None
     kind: str = ""
+    tries: int = 0
+    hits: int = 0
 
     @property
     def certainty(self) -> Sequence[float]:
@@ -64,6 +66,10 @@ class Policy(Protocol):
     def reason(self) -> str:
         """Why the last choice was made, in words."""
 
+    @property
+    def patience(self) -> int:
+        """Rounds that the last choice stands for, 1 or more; of the last of them `observe` is told."""
+
     def choose(self, state: State) -> int:
         """How many tokens to draft in the coming round, at most."""
 
@@ -71,8 +77,33 @@ class Policy(Protocol):
         """A round has finished."""
 
 
+class Turns:
+    """Asks a policy about the rounds of one request, no oftener than it wants to be asked.
+
+    Between rounds that sweep the caches with a model's weights, every question costs the time to fetch its code anew.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.left, self.k, self.tries, self.hits = policy, 0, 0, 0, 0
+
+    def choose(self, state: State) -> None:
+        """A new choice, wanted where none is `left`: `k` drafts for so many rounds."""
+        self.k = self.policy.choose(state)
+        self.left, self.tries, self.hits = self.policy.patience, 0, 0
+
+    def over(self, drafted: int, accepted: int) -> bool:
+        """A round is over; whether the policy wants to be told of it. Of others, only `tries` and `hits` are kept."""
+        self.left -= 1
+        if self.left and drafted:
+            self.tries += 1
+            self.hits += accepted > 0
+        return not self.left
+
+
 class Constant:
     """Always the same k, or k at most where `stop` ends drafts early."""
+
+    patience = 1
 
     def __init__(self, k: int, stop: Stop | None = None) -> None:
         self.k, self.stop, self.reason = k, stop, f"constant: k = {k}"
@@ -87,7 +118,7 @@ class Constant:
 class Heuristic:
     """The "heuristic" schedule of Hugging Face Transformers: two more if all drafts were accepted, else one fewer."""
 
-    stop = None
+    stop, patience = None, 1
 
     def __init__(self, k_max: int, start: int = 5) -> None:
         self.k_max, self.first, self.reason = k_max, min(start, k_max), ""
@@ -110,7 +141,7 @@ class Confidence:
     that is not drafted drifts to the last that was.
     """
 
-    stop = None
+    stop, patience = None, 1
 
     def __init__(self, k_max: int, threshold: float = 0.4, weight: float = 0.3) -> None:
         self.k_max, self.threshold, self.weight, self.reason = k_max, threshold, weight, ""

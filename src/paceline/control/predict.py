@@ -22,16 +22,19 @@ from paceline.control.stop import Stop, surety
 Floats = NDArray[np.float64]
 FEATURES = 3  # one, certainty of late, certainty over the request
 WINDOW = 256  # verified drafts of one position that a fit looks back on
-EARLY, REFIT = (
-    (8, 16, 32, 64, 128),
-    256,
-)  # rounds after which the laws are fitted: the first ones, and then each so many
-NEWTON_STEPS = 6
+# Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
+# a small model's round.
+EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
+NEWTON_STEPS, LEAST = 4, 6  # verified drafts of a position behind the first that are worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
-BIAS_STEP, BIAS_KEPT = 0.12, 0.995
+BIAS_STEP, BIAS_KEPT = 0.1, 0.995
+CARRIED = 0.04  # weight of the newest round in the bias that a new request starts with
+CERTAIN = (
+    0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
+)
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
@@ -74,12 +77,13 @@ class Acceptance:
         self.samples = [Samples() for _ in range(k_max)]
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
-        self.rounds = 0
+        self.rounds, self.bias = 0, 0.0
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, and its scale of certainty."""
         self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
+        self.bias = other.bias
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
@@ -105,22 +109,35 @@ class Acceptance:
         reached = min(accepted + 1, len(certainty), self.k_max)
         known = self._request(request)
         if reached:
-            fast, slow, bias, surprise = known.fast, known.slow, known.bias, 0.0
+            fast, slow, bias, surprise, spread = known.fast, known.slow, known.bias, 0.0, 0.0
             for j in range(reached):
                 w0, w1, w2 = self.weights[j]
                 kept = j < accepted
                 self.samples[j].add(fast, slow, bias, kept)
-                surprise += kept - 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
-            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise
+                chance = 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
+                surprise += kept - chance
+                spread += chance * (1.0 - chance)
+            doubt = max(4.0 * spread / reached, CERTAIN)
+            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise / doubt
+            self.bias += CARRIED * (known.bias - self.bias)
             for mark in certainty[:reached]:
                 self._mark(known, mark)
             self.rounds += 1
-            if self.rounds % REFIT == 0 or self.rounds in EARLY:
-                self._fit()
+            if self.rounds in EARLY:
+                for j in range(self.k_max):
+                    self._fit(j)
+            elif self.rounds % REFIT == 0:
+                self._fit(self.rounds // REFIT % self.k_max)
         if unmade is not None and accepted == len(certainty) < self.k_max:
             mark, chance = unmade
             known.bias += news * BIAS_STEP * (chance - self.law(request)[accepted])
             self._mark(known, mark)
+
+    def hear(self, request: str, tries: int, hits: int) -> None:
+        """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
+        known, chance = self._request(request), self.law(request)[0]
+        doubt = max(4.0 * chance * (1.0 - chance), CERTAIN)
+        known.bias += max(-1.0, min(BIAS_STEP * (hits - tries * chance) / doubt, 1.0))
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
@@ -136,18 +153,18 @@ class Acceptance:
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)
         if known is None:
-            known = self.requests[name] = Request()
+            known = self.requests[name] = Request(bias=self.bias)
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
         return known
 
-    def _fit(self) -> None:
-        """Newton's method, position by position; one with few verified drafts keeps close to the one before it."""
-        before = self.prior[0]
-        for j, samples in enumerate(self.samples):
-            mean = before + self.prior[j] - self.prior[j - 1] if j else before
-            before = samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0))
-            self.weights[j] = before.tolist()
+    def _fit(self, j: int) -> None:
+        """Newton's method for one position; with few verified drafts, it keeps close to the one before it."""
+        mean, samples = self.prior[j], self.samples[j]
+        if j:
+            mean = mean + self.weights[j - 1] - self.prior[j - 1]
+        enough = samples.seen >= (LEAST if j else 1)
+        self.weights[j] = (samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean).tolist()
 
 
 class Reading:
@@ -166,7 +183,7 @@ class Reading:
         for j, confidence in enumerate(confidences[: accepted + 1]):
             self.samples.add(surety(confidence), float(j), 0.0, j < accepted)
         self.rounds += 1
-        if self.rounds % REFIT == 0 or self.rounds in EARLY:
+        if self.rounds % REREAD == 0 or self.rounds in EARLY:
             offset, slope, depth = self.samples.fit(CONFIDENT, TRUST).tolist()
             self.law = offset, max(slope, 0.0), depth
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from paceline.control.auto import Auto, Kinds
 from paceline.control.cost import CostTable
-from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State, parse_number
+from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State, Turns, parse_number
 from paceline.control.predict import Floats, expected_tokens
 from paceline.control.stop import Stop
 from paceline.control.trace import Row, Trace
@@ -63,15 +63,20 @@ class Workbench:
         """Every request with one policy, in order."""
         result = Result(name)
         for rows in self.requests:
+            turns = Turns(policy)
             for row, left in self._rounds(rows, result):
-                k = policy.choose(State(row.request, row.batch, row.context, kind=f"{row.temperature:g}"))
-                if not 0 <= k <= self.k_max:
-                    raise UsageError(f"policy {name} chose {k} drafts; a round of this trace has 0 to {self.k_max}")
-                served = self._serve(row, k, policy.stop)
+                if not turns.left:
+                    turns.choose(State(row.request, row.batch, row.context, kind=f"{row.temperature:g}"))
+                if not 0 <= turns.k <= self.k_max:
+                    raise UsageError(
+                        f"policy {name} chose {turns.k} drafts; a round of this trace has 0 to {self.k_max}"
+                    )
+                served = self._serve(row, turns.k, policy.stop)
                 _note(result, row, served.k, min(served.accepted + 1, left), served.ms)
                 if explain:
                     result.reasons.append(policy.reason)
-                policy.observe(served)
+                if turns.over(served.k, served.accepted):
+                    policy.observe(served._replace(tries=turns.tries, hits=turns.hits))
         return result
 
     def _rounds(self, rows: list[Row], result: Result) -> Iterator[tuple[Row, int]]:

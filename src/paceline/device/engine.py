@@ -198,6 +198,10 @@ class DeviceEngine:
     def _launch(self) -> None:
         k, plan = self._draft_length()
         shape = self._shape(k)
+        if self.pilot and plan:
+            asked = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
+            ready = self.graphs.ready(shape, [k for k in self.pilot.offered if k >= asked])
+            shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
         captured = not self.graphs.enabled or shape in self.graphs.kept
         self.graphs.round(shape)
         places = self.model.places.part(0, shape.batch)

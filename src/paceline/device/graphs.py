@@ -6,7 +6,7 @@ A graph replays the very kernels that `DeviceModel.round` launches; without grap
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -55,6 +55,10 @@ class Graphs:
     def round(self, shape: Shape) -> None:
         """One round of the first `shape.batch` places."""
         self.replay(shape, lambda rehearsal: self.model.round(shape, rehearsal))
+
+    def ready(self, shape: Shape, lengths: Iterable[int]) -> list[int]:
+        """Which of these draft lengths a round of this shape could have at once."""
+        return [k for k in lengths if not self.enabled or shape._replace(k=k) in self.kept]
 
     def prompt(self, prompt: Sequence[int], where: Where) -> Tensor:
         """Reads a prompt in parts: the last token's hidden state [1, D]."""

@@ -19,6 +19,7 @@ from paceline.roofline import traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
+CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
 # Bytes a second. Of this and of the seconds below only ratios matter, and served rounds correct them.
 BANDWIDTH = 3e12
@@ -63,6 +64,7 @@ class Pilot:
     policy: Auto
     offered: Sequence[int] = field(default=DRAFTS)
     alone: Policy | None = None
+    waited: int = CAPTURE_EVERY
 
     def reason(self, alone: bool = False) -> str:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
@@ -73,6 +75,16 @@ class Pilot:
         longest = max(seat.context for seat in seats)
         wanted = self.policy.choose_batch([State(seat.name, len(seats), longest) for seat in seats if seat.open])
         return max(k for k in self.offered if k <= wanted), self.policy.plan
+
+    def affordable(self, k: int, plan: Plan, ready: Sequence[int]) -> int:
+        """k, or the nearest length whose graph is there where a new one has to wait; none and a probe never wait."""
+        self.waited += 1
+        if k in ready:
+            return k
+        if ready and k and not plan.probing and self.waited < CAPTURE_EVERY:
+            return min(ready, key=lambda other: abs(other - k))
+        self.waited = 0
+        return k
 
     def observe(self, plan: Plan, served: Sequence[Served]) -> None:
         """A round was read."""

@@ -1,0 +1,88 @@
+"""What the documents show of the draft-length controller's records; see benchmarks/readme_table.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Record = dict[str, Any]
+View = Callable[[Record], str]
+SIZES = {"26b-a4b": "26B-A4B", "31b": "31B"}
+
+
+def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tuple[View, View]]:
+    """Long and short text by schema."""
+
+    def show(ratio: Record) -> str:
+        return speed(ratio=ratio["ratio"], interval=ratio["ci95"])
+
+    def on_cpu(record: Record) -> str:
+        """The controller and other rules over the best fixed draft length, by workload."""
+        found = record["summary"]["workloads"]
+        rows = [
+            (name, w["best"], *(show(w["over_best"][arm]) for arm in ("auto", "heuristic", "threshold")),
+             show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
+            for name, w in found.items()
+        ]  # fmt: skip
+        columns = ("", "best fixed k", "auto (95%)", "heuristic", "threshold", "auto over k = 0", "thinking")
+        same = sum(w["same_text"] for w in found.values())
+        note = f"Same text in all arms: {same} of {len(found)} workloads."
+        return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
+
+    def on_gpu(record: Record) -> str:
+        """The controller over no drafts and over the best fixed length, by size and workload."""
+        rows = [
+            (SIZES.get(size, size), name, w["best"], show(w["over_best"]), show(w["over_plain"]),
+             show(w["best_over_plain"]), f"{w['drafts_a_round']:.1f}", f"{w['thinking_share']:.1%}")
+            for size, found in record["sizes"].items() for name, w in found["summary"].items()
+        ]  # fmt: skip
+        columns = ("", "", "best fixed k", "auto over it (95%)", "auto over k = 0", "best k over k = 0", "drafts",
+                   "thinking")  # fmt: skip
+        return f"{table(columns, rows)}\n\nRandom weights, synthetic acceptance; tokens a second as expected of it."
+
+    return {
+        "paceline-controller-cpu/1": (on_cpu, cpu_line),
+        "paceline-controller-sim/1": (lambda record: recorded_table(table, record), sim_line),
+        "paceline-controller-gpu/1": (on_gpu, gpu_line),
+    }
+
+
+def recorded_table(table: Callable[..., str], record: Record) -> str:
+    """The controller on the recorded trace, and what choosing could bring at most."""
+    rows = [
+        (name, str(w["texts"]), w["best"], f"{w['auto']:.2f}x", f"{w['auto_over_plain']:.2f}x",
+         f"{w['best_k_of_each_text']:.2f}x", f"{w['clairvoyant']:.2f}x")
+        for name, w in record["summary"]["recorded"].items()
+    ]  # fmt: skip
+    columns = ("", "texts", "best fixed k", "auto", "auto over k = 0", "best k of each text", "every round known")
+    note = "A recorded trace replayed on measured round times: choices alone, without the time they take."
+    return f"{table(columns, rows)}\n\n{note}"
+
+
+def cpu_line(record: Record) -> str:
+    """Which aims of the controller are reached."""
+    return _reached(record["summary"]["aims"])
+
+
+def gpu_line(record: Record) -> str:
+    """Which aims are reached, over all sizes."""
+    return _reached(
+        {f"{size} {name}": aim for size, one in record["sizes"].items() for name, aim in one["aims"].items()}
+    )
+
+
+def sim_line(record: Record) -> str:
+    """How the made-up traces went."""
+    aims = record["summary"]["all"]
+    waits = next(aim for name, aim in aims.items() if name.startswith("changing"))
+    worst = {name: f"{aim['figure']:+.1%}" for name, aim in aims.items() if aim is not waits}
+    stationary, mixed, plain = worst.values()
+    return (
+        f"at worst {stationary} against the best fixed k where texts are all alike, {mixed} where they are mixed, and"
+        f" {plain} against no drafts; {waits['within']} of {waits['changes']} changes of a text are followed within"
+        f" {waits['aim']} rounds"
+    )
+
+
+def _reached(aims: Record) -> str:
+    return f"{sum(aim['reached'] for aim in aims.values())} of {len(aims)} aims reached"
