@@ -82,6 +82,30 @@ def memory_line(record: Record) -> str:
     return f"planned memory is within {worst:.1%} of the measured peak in {len(record['rows'])} runs"
 
 
+def measure_table(table: Table) -> Callable[[Record], str]:
+    """Planned beside reserved bytes on a GPU, by size and batch, of cells that fitted."""
+
+    def show(record: Record) -> str:
+        rows = []
+        for key, cell in record["cells"].items():
+            size, batch = key.split("/")
+            if "refused" in cell:
+                continue
+            m = cell["memory"]
+            rows.append((NAMES[size], batch, f"{m['planned_bytes'] / 1e9:.2f}", f"{m['reserved'] / 1e9:.2f}",
+                         f"{m['error']:+.1%}"))  # fmt: skip
+        return table(("", "batch", "planned, GB", "measured peak, GB", "error"), rows)
+
+    return show
+
+
+def measure_line(record: Record) -> str:
+    """The worst of them in a sentence."""
+    held = record["summary"]["memory"]
+    gpu = record["provenance"]["machine"]["gpu"]
+    return f"planned memory is within {held['worst']:.1%} of the measured peak in {held['rows']} cells on {gpu}"
+
+
 def error_table(table: Table) -> Callable[[Record], str]:
     """By size, batch and in all: errors in cells that were fitted to, in those left out, and without the size."""
 
@@ -153,5 +177,6 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
     return {
         "paceline-advisor-published/1": (published_table(table), published_line),
         "paceline-advisor-memory/1": (memory_table(table), memory_line),
+        "paceline-advisor-measure/1": (measure_table(table), measure_line),
         "paceline-advisor-error/1": (error_table(table), error_line),
     }
