@@ -1,12 +1,12 @@
 """Fits the constants of the advisor's speed model to measured rounds, and keeps how far its predictions then are.
 
-    python benchmarks/advisor_fit.py                    (seconds, needs scipy; benchmarks/results/advisor_measure.json)
+    python benchmarks/advisor_fit.py                        (seconds, needs scipy; reads ROUNDS in benchmarks/results)
     python benchmarks/advisor_fit.py --rounds h200.json     (what advisor_measure.py wrote on another GPU)
     python benchmarks/advisor_fit.py --rounds benchmarks/results/advisor_measure.json --rounds h200.json    (both)
 
 Rounds: least squares on the logarithm of predicted over measured time, with a soft bound for outliers (scipy's
 soft_l1 at 5%). A cell is a size at a batch. Cells that --hold-out names are not fitted to, and their errors are told
-apart; of a file of advisor_measure.py these are HELD_OUT unless it says otherwise. Each size is also predicted with
+apart; they are HELD_OUT unless it says otherwise. Each size is also predicted with
 constants fitted to the others, which is the honest error for a shape that was not seen. Where the constants that
 shipped so far came from another GPU, their errors here are kept too. Prompts: the same on three measured first tokens
 of cuda_extras.json, two constants. A plot of all errors goes to --plot where matplotlib is installed.
@@ -38,7 +38,9 @@ from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import PacelineError, UsageError
 from paceline.shapes import drafter_config, target_config
 
-ROUNDS, EXTRAS = common.RESULTS / "advisor_measure.json", common.RESULTS / "cuda_extras.json"
+# The second was measured after calls of more than 16 rows got faster kernels, and reaches fewer batches.
+ROUNDS = [common.RESULTS / name for name in ("advisor_measure.json", "cuda_rounds.json")]
+EXTRAS = common.RESULTS / "cuda_extras.json"
 ROUNDS_SCHEMA = "paceline-cuda-rounds/1"
 HELD_OUT = ("12b/*", "*/8")  # a size and a batch that the constants never saw
 CALIBRATION = common.REPOSITORY / "src" / "paceline" / "advisor" / "calibration.json"
@@ -140,15 +142,15 @@ def apart(sources: Sequence[Source], patterns: str | None) -> tuple[list[Row], l
 
     Raises UsageError where a pattern names no cell, or nothing is left to fit to.
     """
-    every = [(row, source) for source in sources for row in source.rows]
+    every = [row for source in sources for row in source.rows]
     names = None if patterns is None else [p for p in patterns.split(",") if p]
-    unknown = [p for p in names or () if not any(fnmatch(row.cell, p) for row, _ in every)]
+    unknown = [p for p in names or () if not any(fnmatch(row.cell, p) for row in every)]
     if unknown:
-        cells = ", ".join(dict.fromkeys(row.cell for row, _ in every))
+        cells = ", ".join(dict.fromkeys(row.cell for row in every))
         raise UsageError(f"--hold-out names {unknown[0]}, which is no cell; there are {cells}")
     kept, held = list[Row](), list[Row]()
-    for row, source in every:
-        asked = names if names is not None else HELD_OUT if source.by_cells else ()
+    asked = HELD_OUT if names is None else names
+    for row in every:
         (held if any(fnmatch(row.cell, p) for p in asked) else kept).append(row)
     if len({row.size for row in kept}) < 2:
         raise UsageError("--hold-out leaves fewer than two sizes to fit to; hold out less")
@@ -314,7 +316,7 @@ def main() -> None:
     try:
         for path in (options.out, options.calibration):
             files.check_writable(path)
-        kept, found = fit(options.rounds or [ROUNDS], options.hold_out)
+        kept, found = fit(options.rounds or ROUNDS, options.hold_out)
     except PacelineError as error:
         sys.exit(f"advisor_fit: {error}")
     files.write_text(options.calibration, json.dumps(kept, indent=1) + "\n")

@@ -23,7 +23,7 @@ from paceline.errors import UsageError
 from paceline.shapes import SHAPES, drafter_config, target_config
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-MEDIAN, WORST = 0.05, 0.15  # what the constants that ship must hold on the rounds they were fitted to
+MEDIAN, WORST = 0.05, 0.2  # what the constants that ship must hold on the rounds they were fitted to
 
 
 def seconds(size: str, load: Load, machine: Machine, costs: speed.Costs | None = None) -> float:
