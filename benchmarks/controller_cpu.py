@@ -122,7 +122,7 @@ def workloads(prompts: Sequence[BenchPrompt], count: int, seed: int) -> dict[str
         **{kind: [Task(p, 0.0) for p in of[kind]] for kind in KINDS},
         "temperature 1": [Task(p, 1.0) for p in every[:count]],
         "temperature 1.5": [Task(p, 1.5) for p in every[:count]],
-        "mixed": [Task(p, next(temperatures)) for p in every[:count]],
+        "mixed": [Task(p, next(temperatures)) for p in every],  # long enough for each kind to be met
         "changing": [Task(p, 0.0) for p in (*of["chat"][:third], *of["code"][:third], *of["chat"][third : 2 * third])],
         "hopeless": [Task(p, 0.0, hopeless=True) for p in of["chat"]],
     }
