@@ -215,7 +215,8 @@ def test_an_arm_with_another_text_shows() -> None:
 def test_workloads_interleave_and_change() -> None:
     prompts = [BenchPrompt(f"{kind}{i}", kind, "x") for kind in cpu.KINDS for i in range(9)]
     made = cpu.workloads(prompts, 9, 0)
-    assert {len(tasks) for tasks in made.values()} == {9}
+    assert {len(tasks) for name, tasks in made.items() if name != "mixed"} == {9}
+    assert len(made["mixed"]) == 27  # all of the three kinds
     assert [task.prompt.category for task in made["changing"]] == ["chat"] * 3 + ["code"] * 3 + ["chat"] * 3
     assert len({(task.prompt.category, task.temperature) for task in made["mixed"]}) > 5
     assert all(task.hopeless for task in made["hopeless"])
