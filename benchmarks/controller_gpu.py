@@ -304,7 +304,7 @@ def main() -> None:
             found = summarise(rows)
             show(rows[-1].workload, found[rows[-1].workload])
             record["sizes"][size] = {"summary": found, "aims": judge(found), "rows": [asdict(row) for row in rows]}
-            files.write_text(options.out, json.dumps(record))
+            files.write_record(options.out, record)
 
         run_size(stage, workloads(batched), share - (time.perf_counter() - begun), keep)
         del stage, keep

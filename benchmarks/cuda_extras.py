@@ -317,7 +317,7 @@ def main() -> None:
         except Exception:  # one part that fails must not lose the others
             traceback.print_exc()
         clean()
-        options.out.write_text(json.dumps(result))
+        files.write_record(options.out, result)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def main() -> None:
             record["sizes"].setdefault(name, {})[label] = run
             gc.collect()
             torch.cuda.empty_cache()
-            files.write_text(options.out, json.dumps(record))
+            files.write_record(options.out, record)
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def main() -> None:
 
         def keep(rows: list[dict[str, Any]], own: dict[str, Any] = own) -> None:
             own["checks"] = rows
-            options.out.write_text(json.dumps(result, indent=1))
+            files.write_record(options.out, result)
 
         trial.keep = keep
         # Each step is kept as soon as it is done: the time may run out.
@@ -289,7 +289,7 @@ def main() -> None:
         ):
             own[label] = step(trial)
             print(name, label, own[label] if label != "checks" else "", flush=True)
-            options.out.write_text(json.dumps(result, indent=1))
+            files.write_record(options.out, result)
         del trial
         torch.cuda.empty_cache()
 

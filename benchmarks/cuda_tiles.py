@@ -249,7 +249,7 @@ def main() -> None:
             "tiles": [tune(weight) for weight in weights] if not flags.wide else [],
             "wide": [row for weight in weights for row in wide(weight, many)] if flags.wide else [],
         }  # fmt: skip
-        files.write_text(flags.out, json.dumps(result))
+        files.write_record(flags.out, result)
 
 
 if __name__ == "__main__":

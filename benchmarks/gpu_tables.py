@@ -103,7 +103,14 @@ def batches_table(table: Table, record: Record) -> str:
             experts = f"{plain['distinct_experts']:.0f}" if plain["distinct_experts"] else ""
             rows.append((NAMES[name], str(batch), time(plain, speed), time(four, speed), experts, f"{rate(plain):.0f}",
                          f"{rate(top):.0f} (k = {top['k']})"))  # fmt: skip
-    return table(("", "batch", "plain, ms", "k = 4, ms", "experts met, plain", "tokens/s plain", "best k"), rows)
+    columns = ("", "batch", "plain, ms", "k = 4, ms", "experts met, plain", "tokens/s plain", "best k")
+    return "\n\n".join([table(columns, rows), *notes(record)])
+
+
+def notes(record: Record) -> list[str]:
+    """What is out of the ordinary about the runs of a record."""
+    return [f"{NAMES[name]}, {label}: {run['note']}." for name, runs in record["sizes"].items()
+            for label, run in runs.items() if "note" in run]  # fmt: skip
 
 
 def beside_table(table: Table, record: Record) -> str:
@@ -122,7 +129,7 @@ def beside_table(table: Table, record: Record) -> str:
                     f"{vllm / own['ms']:.2f}x" if vllm else "",
                 ))  # fmt: skip
     columns = ("", "k", "batch", "round, ms", "with int8 drafter head", "aim", "vLLM 0.25.1", "vLLM over ours")
-    return table(columns, rows)
+    return "\n\n".join([table(columns, rows), *notes(record)])
 
 
 def found_row(runs: Record, batch: int, k: int) -> Record | None:
@@ -180,7 +187,9 @@ def same_line(record: Record) -> str:
     """The outcome in a sentence."""
     checks = [c for own in record["sizes"].values() for c in own["checks"] if "different" in c]
     texts, tokens, different = (sum(c[key] for c in checks) for key in ("texts", "tokens", "different"))
-    return f"{different} of {texts:,} texts differ ({tokens:,} tokens, {len(checks)} ways of writing)"
+    earlier = {NAMES[name]: own["earlier"]["machine"] for name, own in record["sizes"].items() if "earlier" in own}
+    told = f"; {', '.join(earlier)}: an earlier run on {', '.join(set(earlier.values()))}" if earlier else ""
+    return f"{different} of {texts:,} texts differ ({tokens:,} tokens, {len(checks)} ways of writing{told})"
 
 
 def extras_table(table: Table) -> Callable[[Record], str]:
@@ -254,7 +263,8 @@ def extras_line(record: Record) -> str:
     different = sum(sum(e[f"temperature {t}"]["different"].values()) for t in ("0", "1"))
     return (
         f"the embedded pair, trained on real text: {different} texts differ with drafting on or off, alone or 16 side"
-        f" by side, greedy or sampled ({e['prompts']} prompts, {e['acceptance_length_0_16']:.2f} tokens a round)"
+        f" by side, greedy or sampled ({e['prompts']} prompts, {e['acceptance_length_0_16']:.2f} tokens a round,"
+        f" {record.get('embedded_provenance', record['provenance'])['machine']['gpu']})"
     )
 
 

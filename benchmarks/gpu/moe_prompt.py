@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from moe import Layer, inputs_of, run_both
 from timing import graph_time
 
+from paceline.bench import record as files
 from paceline.kernels.gpu import moe
 from paceline.kernels.gpu.moe import Tile, Tiles
 
@@ -62,7 +62,8 @@ def main() -> None:
                 print(width, tiles, str(problem)[:80])
         torch.cuda.synchronize()
         return
-    options.out.write_text(json.dumps([time_case(layer, *case) for case in cases()]))
+    rows = [time_case(layer, *case) for case in cases()]
+    files.write_record(options.out, {"provenance": files.provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from paceline import roofline
+from paceline.bench import record as files
 from paceline.bench.rounds import charge, marks
 from paceline.device.build import Room, random_model
 from paceline.device.engine import DeviceEngine
@@ -74,7 +74,7 @@ def main() -> None:
     rows = []
     for name in options.sizes.split(","):
         rows.append(measure(name))
-        options.out.write_text(json.dumps(rows))
+        files.write_record(options.out, {"provenance": files.provenance(), "rows": rows})
         gc.collect()
         torch.cuda.empty_cache()
 

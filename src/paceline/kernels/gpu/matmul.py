@@ -310,8 +310,8 @@ def linear(
     (n, cols), rows = x.shape, len(weight)
     key = rows, cols, False
     c = _fitted(cut or (launch_of(n, tile, rows) if tile else prompt_cut(key) if whole else cut_of(n, key)), x)
-    tile = (tile or tile_of(*key))._replace(**({"split": 1} if whole else {}))
-    part = part_of(cols, tile)
+    tile = tile or tile_of(*key)
+    part = part_of(cols, tile._replace(split=1) if whole else tile)
     split = 1 if c.inside else cdiv(cols, part)
     out = scratch((split, n, rows), x)
     _linear[cdiv(n, c.width), cdiv(rows, c.bn), split](
