@@ -257,6 +257,11 @@ def control(trial: Trial) -> dict[str, Any]:
     return found
 
 
+STEPS: dict[str, Callable[[Trial], Any]] = {
+    "logits": logits_rows, "oracle": oracle, "library_control": control, "checks": check,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -264,6 +269,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--new", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", default="logits,oracle,library_control,checks", help="the others' results are kept")
     options = parser.parse_args()
     result: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {"sizes": {}}
     result |= {
@@ -273,7 +279,8 @@ def main() -> None:
     }  # fmt: skip
     for name in options.sizes.split(","):
         trial = Trial(name, options.prompts, options.new, options.layers)
-        own = result["sizes"][name] = {"layers": trial.layers, "provenance": files.provenance()}
+        own = result["sizes"].setdefault(name, {})
+        own["layers"] = trial.layers
 
         def keep(rows: list[dict[str, Any]], own: dict[str, Any] = own) -> None:
             own["checks"] = rows
@@ -281,13 +288,9 @@ def main() -> None:
 
         trial.keep = keep
         # Each step is kept as soon as it is done: the time may run out.
-        for label, step in (
-            ("logits", logits_rows),
-            ("oracle", oracle),
-            ("library_control", control),
-            ("checks", check),
-        ):
-            own[label] = step(trial)
+        for label in options.steps.split(","):
+            own[label] = STEPS[label](trial)
+            own.setdefault("provenance", {})[label] = files.provenance()
             print(name, label, own[label] if label != "checks" else "", flush=True)
             files.write_record(options.out, result)
         del trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,22 +175,25 @@ def same_table(table: Table) -> Callable[[Record], str]:
             rows.append((
                 NAMES[name], str(len(checks)), str(sum(c["texts"] for c in checks)),
                 f"{sum(c['tokens'] for c in checks):,}", str(sum(c["different"] for c in checks)),
-                "-" if control is None else f"{control['different']} of {control['texts']}",
+                "-" if control is None else f"{control['different']} of {control['texts']}", distance(own),
             ))  # fmt: skip
         columns = ("", "ways of writing", "texts compared", "tokens compared", "texts that differ",
-                   "differ with a library matmul")  # fmt: skip
+                   "differ with a library matmul", "fp32 logits off the reference")  # fmt: skip
         return table(columns, rows)
 
     return show
+
+
+def distance(own: Record) -> str:
+    """Greatest relative distance of fp32 logits from the reference backend's, where it was measured."""
+    return f"{max(own['oracle']['float32'].values()):.0e}" if "oracle" in own else "-"
 
 
 def same_line(record: Record) -> str:
     """The outcome in a sentence."""
     checks = [c for own in record["sizes"].values() for c in own["checks"] if "different" in c]
     texts, tokens, different = (sum(c[key] for c in checks) for key in ("texts", "tokens", "different"))
-    earlier = {NAMES[name]: own["earlier"]["machine"] for name, own in record["sizes"].items() if "earlier" in own}
-    told = f"; {', '.join(earlier)}: an earlier run on {', '.join(set(earlier.values()))}" if earlier else ""
-    return f"{different} of {texts:,} texts differ ({tokens:,} tokens, {len(checks)} ways of writing{told})"
+    return f"{different} of {texts:,} texts differ ({tokens:,} tokens, {len(checks)} ways of writing)"
 
 
 def extras_table(table: Table) -> Callable[[Record], str]:
@@ -203,7 +207,7 @@ def extras_table(table: Table) -> Callable[[Record], str]:
         ]  # fmt: skip
         rate = record["ttft"][0]["matmul_rate"] / 1e12
         columns = ("", "prompt tokens", "first token, ms", "TFLOP", f"over its FLOP at 60% of {rate:.0f} TFLOP/s")
-        more = [left_over(record), loading(record)]
+        more = [left_over(record), loading(record), beside_transformers(table, record)]
         return "\n\n".join([table(columns, rows), *(text for text in more if text)])
 
     return show
@@ -257,6 +261,20 @@ def loading(record: Record) -> str:
     )
 
 
+def beside_transformers(table: Table, record: Record) -> str:
+    """Milliseconds of a plain token and of a round with drafts, beside Transformers on the same weights."""
+    runs = [record[name] for name in record if name.startswith("transformers-")]
+    rows = []
+    for run in runs:
+        for label, what in (("plain", "a token"), ("assisted", f"a round, k = {run['drafts']}")):
+            theirs, ours = (statistics.median(run[f"{who}{label}_ms_a_token"]) for who in ("", "our_"))
+            rows.append((f"{NAMES[run['shape']]}, {what}", f"{theirs:.0f}", f"{ours:.2f}", f"{theirs / ours:.0f}x"))
+    if not rows:
+        return ""
+    told = f"Transformers {runs[0]['version']}, eager, same weights, batch 1, host included, medians of three:"
+    return f"{told}\n\n{table(('', 'Transformers, ms', 'Paceline, ms', 'ratio'), rows)}"
+
+
 def extras_line(record: Record) -> str:
     """The miniature on the GPU in a sentence."""
     e = record["embedded"]
@@ -264,7 +282,7 @@ def extras_line(record: Record) -> str:
     return (
         f"the embedded pair, trained on real text: {different} texts differ with drafting on or off, alone or 16 side"
         f" by side, greedy or sampled ({e['prompts']} prompts, {e['acceptance_length_0_16']:.2f} tokens a round,"
-        f" {record.get('embedded_provenance', record['provenance'])['machine']['gpu']})"
+        f" {record['provenance']['machine']['gpu']})"
     )
 
 

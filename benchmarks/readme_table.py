@@ -83,7 +83,7 @@ def origin(record: Record, path: Path) -> str:
     machine, versions, git = provenance["machine"], provenance["versions"], provenance["git"]
     device = machine["gpu"] or "CPU only"
     software = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    loads = [provenance["load_before"], provenance["load_after"]]
+    loads = [provenance.get("load_before"), provenance.get("load_after")]
     busy = " and ".join(f"{load[0]:g}" for load in loads if load)
     parts = [
         "; ".join(labels(record)),

@@ -103,6 +103,32 @@ def processors_line(record: Record) -> str:
     return f"drawing with top-k and top-p takes {more:.1%} of a text's CPU time more than greedy does"
 
 
+def hosted_table(table: Table) -> Callable[[Record], str]:
+    """Milliseconds of a round whose tokens the graph chooses, and of one whose tokens the host chooses."""
+
+    def made(record: Record) -> str:
+        times = {(t["model"], t["kind"], t["k"]): t["ms"] for t in record["times"]}
+        lengths = sorted({k for _, _, k in times})
+        rows = [
+            (f"{model.upper()}: {kind}", *(_ms(times.get((model, kind, k))) for k in lengths))
+            for model, kind in dict.fromkeys((m, kind) for m, kind, _ in times)
+        ]
+        note = f"Medians, one text, {record['options']['layers']} layers of full width. {hosted_line(record)}."
+        return f"{table(('round, ms', *(f'k = {k}' for k in lengths)), rows)}\n\n{note}"
+
+    return made
+
+
+def hosted_line(record: Record) -> str:
+    """How many of the checks passed."""
+    passed = sum(check["passed"] for check in record["checks"])
+    return f"{passed} of {len(record['checks'])} checks passed"
+
+
+def _ms(found: float | None) -> str:
+    return "" if found is None else f"{found:.2f}"
+
+
 def _value(part: dict[str, Any]) -> str:
     interval = part["ci95"]
     return f"{part['value']:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
@@ -114,4 +140,5 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
         "paceline-acceptance-by-temperature/1": (acceptance_table(table), acceptance_line),
         "paceline-sampling-end-to-end/1": (end_to_end_table(table), end_to_end_line),
         "paceline-processors/1": (processors_table(table), processors_line),
+        "paceline-gpu-hosted/1": (hosted_table(table), hosted_line),
     }

@@ -206,3 +206,13 @@ def test_more_sequences_than_rings_are_refused() -> None:
         KVCache(store)
     first.release()
     assert KVCache(store).length == 0
+
+
+def test_a_backend_that_copies_the_table_sees_new_pages():
+    ops = get_ops("reference")
+    ops.array = lambda tensor: tensor.clone()  # as a backend with memory of its own does
+    cache = KVCache(Storage(config(WINDOWS[0]), ops, 3 * PAGE))
+    for _ in range(PAGE // MAX_TENTATIVE + 1):
+        positions = cache.append(MAX_TENTATIVE)
+    view, before = cache.view(1), torch.arange(PAGE)
+    assert not set(slots_of(view, torch.tensor(positions)).tolist()) & set(slots_of(view, before).tolist())

@@ -88,7 +88,11 @@ class KVCache(Extent):
         self._held = 0
         self._ring = storage.free_rings.pop()
         self._table = np.zeros(max(storage.pages, 1), np.int64)
-        self._views = {i: self._view(i) for i in storage.layers}
+        self._look()
+
+    def _look(self) -> None:
+        """Views of the table as it is now: a backend with memory of its own has copied it."""
+        self._views = {i: self._view(i) for i in self.storage.layers}
 
     def _view(self, index: int) -> LayerView:
         keys, values = self.storage.layers[index]
@@ -105,11 +109,14 @@ class KVCache(Extent):
     def append(self, count: int) -> range:
         """Makes room for the next `count` tokens, too: UsageError when the pages are used up."""
         # A pass that is too long is refused before it takes pages.
+        held = self._held
         while count <= MAX_TENTATIVE and self._held * PAGE < self.length + count:
             if not self.storage.free_pages:
                 raise UsageError(f"the cache is full at {self.length} tokens; allow more context or shorten the prompt")
             self._table[self._held] = self.storage.free_pages.pop()
             self._held += 1
+        if self._held > held:
+            self._look()
         return super().append(count)
 
     def release(self) -> None:
