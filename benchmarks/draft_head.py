@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-import torch
 from safetensors.torch import load_file, save_file
 
 from paceline.bench.prompts import load_prompts, sample

@@ -11,6 +11,7 @@ from gpu import DEVICE, DTYPES, HAVE_GPU, error, randn, tolerance
 from torch import Tensor
 
 from paceline.kernels.gpu import matmul
+from paceline.kernels.gpu.int8 import Quantised, dequantised, quantize
 from paceline.kernels.gpu.launch import cdiv
 from paceline.kernels.gpu.matmul import HeadWeight, Launch, Tile, launch_of, part_of, quantize_head, tile_of
 from paceline.kernels.gpu.tuned import TUNED
@@ -250,6 +251,46 @@ def test_the_int8_head_is_its_dequantised_weight(dtype: torch.dtype) -> None:
     assert torch.equal(best_of(x, head), logits.cpu().argmax(1))
 
 
+# ---- int8 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "cols", "split"), [(64, 64, 1), (66, 33, 2), (7, 48, 3), (130, 200, 7)])
+def test_int8_weights_are_what_they_stand_for(rows: int, cols: int, split: int, dtype: torch.dtype) -> None:
+    x, w = randn(3, cols, dtype=dtype), randn(rows, cols, seed=1, dtype=dtype, scale=0.3)
+    held, tile = quantize(w), Tile(64, 32, split, 2)
+    assert held.weight.dtype == torch.int8
+    assert error(dequantised(held), w) < 0.01
+    parts = matmul.linear(x, held, tile)
+    assert len(parts) == cdiv(cols, part_of(cols, tile))
+    assert error(total(parts), x.float() @ dequantised(held).T) < 1e-5
+    assert error(matmul.linear(x, held)[0], matmul.linear(x, held, whole=True)[0]) < 1e-5 or split > 1
+    if rows % 2 == 0:
+        y = matmul.gated(x, held)
+        assert error(y, geglu(x, dequantised(held))) < close(y)
+
+
+def test_scales_are_of_rows_and_each_counts() -> None:
+    """With a scale swapped for another row's, the results are no longer those of the weight."""
+    x, w = randn(3, 48), randn(66, 48, seed=1) * torch.arange(1, 67, device=DEVICE)[:, None]
+    held = quantize(w)
+    wrong = Quantised(held.weight, held.scales.roll(1))
+    assert error(matmul.linear(x, held)[0], x @ w.T) < 0.02 < error(matmul.linear(x, wrong)[0], x @ w.T)
+    assert error(matmul.gated(x, held), geglu(x, w)) < 0.05 < error(matmul.gated(x, wrong), geglu(x, w))
+
+
+def test_an_empty_row_stays_empty() -> None:
+    w = randn(40, 32, seed=1)
+    w[3] = 0.0
+    assert not matmul.linear(randn(2, 32), quantize(w))[0][:, 3].any()
+
+
+def test_parts_of_int8_are_scaled_before_they_are_added() -> None:
+    x, held, tile = randn(70, 150), quantize(randn(100, 150, seed=1)), Tile(64, 32, 3, 2)
+    inside = matmul.linear(x, held, tile, Launch(128, 64, 32, 2, 4, 0, inside=True))
+    assert torch.equal(inside, matmul.linear(x, held, tile, Launch(128, 64, 32, 2, 4, 0)))
+
+
 # ---- rows alone and together ----------------------------------------------------------------------------------------
 
 
@@ -283,8 +324,21 @@ def int8_logits(x: Tensor) -> Tensor:
     return matmul.head_logits(x, quantize_head(values(100, 72, seed=1, dtype=x.dtype)))
 
 
+def int8_linear(x: Tensor) -> Tensor:
+    return total(matmul.linear(x, whole_numbers(values(100, 72, seed=1, dtype=x.dtype)), Tile(64, 32, 3, 2)))
+
+
+def int8_gated(x: Tensor) -> Tensor:
+    return matmul.gated(x, whole_numbers(values(66, 72, seed=1, dtype=x.dtype)))
+
+
+def whole_numbers(w: Tensor) -> Quantised:
+    """A weight in int8 whose scales are powers of two, so that products stay exact (see `values`)."""
+    return Quantised((4 * w).round().to(torch.int8), torch.full((len(w),), 0.25, device=DEVICE))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("call", [linear, linear_untuned, gated, logits, best, int8_logits])
+@pytest.mark.parametrize("call", [linear, linear_untuned, gated, logits, best, int8_logits, int8_linear, int8_gated])
 def test_rows_alone_and_together(call: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     x = values(ROWS[-1], 72, dtype=dtype)
     together = call(x)
