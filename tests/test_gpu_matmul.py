@@ -13,8 +13,8 @@ from torch import Tensor
 from paceline.kernels.gpu import matmul
 from paceline.kernels.gpu.int8 import Quantised, dequantised, quantize
 from paceline.kernels.gpu.launch import cdiv
-from paceline.kernels.gpu.matmul import HeadWeight, Launch, Tile, launch_of, part_of, quantize_head, tile_of
-from paceline.kernels.gpu.tuned import TUNED
+from paceline.kernels.gpu.matmul import HeadWeight, Launch, Tile, head_weight, launch_of, part_of, tile_of
+from paceline.kernels.gpu.tuned import TUNED, TUNED_INT8
 
 SMALL = Tile(64, 32, 1, 2)
 ROWS = (1, 2, 5, 17, 33, 70)
@@ -157,10 +157,10 @@ def test_the_tile_is_a_matter_of_the_weight() -> None:
             assert tile.split == 1 or not gated
 
 
-@pytest.mark.parametrize("key", TUNED)
-def test_a_tuned_tile_fits_its_weight(key: tuple[int, int, bool]) -> None:
-    (rows, cols, gated), tile = key, tile_of(*key)
-    assert tile == Tile(*TUNED[key]["tile"])
+@pytest.mark.parametrize(("key", "int8"), [*((key, False) for key in TUNED), *((key, True) for key in TUNED_INT8)])
+def test_a_tuned_tile_fits_its_weight(key: tuple[int, int, bool], int8: bool) -> None:
+    (rows, cols, gated), tile = key, tile_of(*key, int8=int8)
+    assert tile == Tile(*(TUNED_INT8 if int8 else TUNED)[key]["tile"])
     assert cols % tile.bk == 0
     assert tile.bk & (tile.bk - 1) == tile.bn & (tile.bn - 1) == 0
     part = part_of(cols, tile)
@@ -186,6 +186,17 @@ def test_gated(inner: int, cols: int, n: int, dtype: torch.dtype) -> None:
     y = matmul.gated(x, w)
     assert (y.shape, y.dtype) == ((n, inner), dtype)
     assert error(y, geglu(x, w)) < close(y)
+
+
+def test_a_tile_of_int8_is_its_own_or_that_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = Tile(16, 256, 2, 3), (1024, 4096, False)
+    matmul.tile_of.cache_clear()
+    monkeypatch.setitem(TUNED, other, {"tile": [64, 128, 3, 4]})
+    assert tile_of(*other, int8=True) == tile_of(*other) == Tile(64, 128, 3, 4)
+    monkeypatch.setitem(TUNED_INT8, other, {"tile": list(own)})
+    matmul.tile_of.cache_clear()
+    assert (tile_of(*other, int8=True), tile_of(*other)) == (own, Tile(64, 128, 3, 4))
+    matmul.tile_of.cache_clear()
 
 
 def test_gated_beyond_the_widest_tile() -> None:
@@ -241,7 +252,7 @@ def test_equal_logits_go_to_the_lowest_id() -> None:
 def test_the_int8_head_is_its_dequantised_weight(dtype: torch.dtype) -> None:
     x, w = randn(5, 48, dtype=dtype), randn(150, 48, seed=1, dtype=dtype)
     w[3] = 0.0
-    head = quantize_head(w)
+    head = head_weight(quantize(w))
     assert head.scales is not None
     plain = head.weight.float() * head.scales[:, None]
     assert error(plain, w) < 0.01
@@ -321,7 +332,7 @@ def best(x: Tensor) -> Tensor:
 
 
 def int8_logits(x: Tensor) -> Tensor:
-    return matmul.head_logits(x, quantize_head(values(100, 72, seed=1, dtype=x.dtype)))
+    return matmul.head_logits(x, head_weight(quantize(values(100, 72, seed=1, dtype=x.dtype))))
 
 
 def int8_linear(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paceline.kernels import Branch, Heads, Mixture, Rope
 from paceline.kernels.gpu import attention, fused, matmul, moe, moe_plan, parts, ple, prefill
-from paceline.kernels.gpu.int8 import Quantised, quantize
+from paceline.kernels.gpu.int8 import Quantised, Weight, quantize
 from paceline.kernels.reference import TorchMatrix, TorchOps
 
 
@@ -38,7 +38,7 @@ class CudaMatrix(TorchMatrix):
         return self.tensor.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
-def weight_of(matrix: TorchMatrix) -> matmul.Weight:
+def weight_of(matrix: TorchMatrix) -> Weight:
     """The matrix as matmuls take it."""
     scales = matrix.scales if isinstance(matrix, CudaMatrix) else None
     return matrix.tensor if scales is None else Quantised(matrix.tensor, scales)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SCALE_BYTES = 4
 AT_ONCE = 16384  # rows: an fp32 copy of a whole LM head would be twice the head
 
 
@@ -16,6 +15,14 @@ class Quantised(NamedTuple):
 
     weight: Tensor
     scales: Tensor
+
+
+Weight = Tensor | Quantised  # [N, K]
+
+
+def numbers_of(weight: Weight) -> tuple[Tensor, Tensor | None]:
+    """(numbers, scales): no scales where the numbers stand for themselves."""
+    return weight if isinstance(weight, Quantised) else (weight, None)
 
 
 def quantize(weight: Tensor) -> Quantised:

@@ -18,13 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paceline.kernels.gpu.int8 import Quantised, quantize
+from paceline.kernels.gpu.int8 import Weight, numbers_of
 from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
 from paceline.kernels.gpu.maths import gelu_tanh, tanh
 from paceline.kernels.gpu.parts import prefetch
 from paceline.kernels.gpu.tuned import TUNED, TUNED_INT8
 
-Weight = Tensor | Quantised  # [N, K]
 MAX_ROWS = 128  # of a tile that many rows are cut into
 WIDTHS = (16, 32, 48, 64, 80, 96, 128, 160, 192)  # of a tile that holds all rows of a call
 
@@ -42,10 +41,7 @@ class Tile(NamedTuple):
 
 @cache
 def tile_of(rows: int, cols: int, gated: bool, int8: bool = False) -> Tile:
-    """The tile of a weight [rows, cols], measured where TUNED has it, else by rule: about four blocks a processor.
-
-    One in int8 has the tile of its bf16 numbers where none was measured for it.
-    """
+    """The tile of a weight [rows, cols], measured where TUNED has it, else by rule: about four blocks a processor."""
     key = rows, cols, gated
     found = (TUNED_INT8.get(key) if int8 else None) or TUNED.get(key)
     if found:
@@ -156,8 +152,7 @@ def _scaled(acc, more, scales, rows, N):
     """Sums [BN, R] and [BN, MORE] of a weight in int8, times its rows' scales; as they are without scales."""
     if scales is not None:
         scale = tl.load(scales + rows, mask=rows < N, other=0.0)[:, None]
-        acc *= scale
-        more *= scale
+        acc, more = acc * scale, more * scale
     return acc, more
 
 
@@ -318,11 +313,6 @@ def part_of(cols: int, tile: Tile) -> int:
     return cdiv(cdiv(cols, tile.split), tile.bk) * tile.bk
 
 
-def _split(weight: Weight) -> tuple[Tensor, Tensor | None]:
-    """(numbers, scales): no scales where the numbers stand for themselves."""
-    return weight if isinstance(weight, Quantised) else (weight, None)
-
-
 def linear(
     x: Tensor, weight: Weight, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
 ) -> Tensor:
@@ -330,7 +320,7 @@ def linear(
 
     A tile or a cut of one's own is for tests and measurements.
     """
-    w, scales = _split(weight)
+    w, scales = numbers_of(weight)
     (n, cols), rows = x.shape, len(w)
     key = rows, cols, False
     tile = tile or (None if scales is None else tile_of(*key, int8=True))
@@ -351,7 +341,7 @@ def gated(
     x: Tensor, weight: Weight, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
 ) -> Tensor:
     """gelu(gate) * up of x [n, K] with weight [2 I, K], gate rows first: [n, I] in x's dtype."""
-    w, scales = _split(weight)
+    w, scales = numbers_of(weight)
     (n, cols), rows = x.shape, len(w) // 2
     key = 2 * rows, cols, True
     tile = tile or (None if scales is None else tile_of(*key, int8=True))
@@ -374,14 +364,9 @@ class HeadWeight(NamedTuple):
     scales: Tensor | None = None
 
 
-def quantize_head(weight: Tensor) -> HeadWeight:
-    """The head in int8, without a soft cap."""
-    return head_weight(quantize(weight))
-
-
 def head_weight(weight: Weight, cap: float = 0.0) -> HeadWeight:
     """A weight [V, K] as an LM head."""
-    numbers, scales = _split(weight)
+    numbers, scales = numbers_of(weight)
     return HeadWeight(numbers, cap, scales)
 
 

@@ -1,7 +1,7 @@
 """Tiles and cuts measured on the devices in benchmarks/results/cuda_tiles.json, by weight (rows, cols, gated).
 
 tile: fields of `matmul.Tile`. wide: for calls of more than 16 rows, (most rows, bn, bk, stages, warps, inside).
-int8: of the weight in int8, whose tile may differ from that of its bf16 numbers.
+int8: of the weight in int8; where there is none, it has the tile of its bf16 numbers.
 """
 
 from __future__ import annotations
