@@ -13,6 +13,7 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = ("matmul", "gated matmul", "experts", "LM head", "attention", "norm", "rope and cache", "routing", "gaps")
 NAMES = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b-a4b": "26B-A4B", "31b": "31B"}
+INT8 = {"int8 head": "with int8 drafter head", "int8 drafter": "with int8 drafter"}  # plans of cuda_rounds.py
 
 
 def row_of(run: Record, batch: int, k: int, context: int = 170) -> Record | None:
@@ -122,13 +123,14 @@ def beside_table(table: Table, record: Record) -> str:
             own = found_row(runs, batch, k)
             vllm, aim = (anchors[name][kind].get(str(k), {}).get(str(batch)) for kind in ("vllm", "aim"))
             if own and (vllm or aim):
-                int8 = row_of(runs["int8 head"], batch, k) if "int8 head" in runs else None
+                smaller = (row_of(runs[plan], batch, k) if plan in runs else None for plan in INT8)
                 rows.append((
-                    NAMES[name], str(k), str(batch), f"{own['ms']:.2f}", f"{int8['ms']:.2f}" if int8 else "",
+                    NAMES[name], str(k), str(batch), f"{own['ms']:.2f}",
+                    *(f"{row['ms']:.2f}" if row else "" for row in smaller),
                     f"{aim:.2f}" if aim else "", f"{vllm:.2f}" if vllm else "",
                     f"{vllm / own['ms']:.2f}x" if vllm else "",
                 ))  # fmt: skip
-    columns = ("", "k", "batch", "round, ms", "with int8 drafter head", "aim", "vLLM 0.25.1", "vLLM over ours")
+    columns = ("", "k", "batch", "round, ms", *INT8.values(), "aim", "vLLM 0.25.1", "vLLM over ours")
     return "\n\n".join([table(columns, rows), *notes(record)])
 
 
@@ -274,10 +276,7 @@ def head_table(table: Table) -> Callable[[Record], str]:
     def show(record: Record) -> str:
         found = record["summary"]["tokens_per_round"]
         rows = [(name, *(f"{found[name][t]:.3f}" for t in ("0", "1"))) for name in found]
-        return table(
-            ("drafter: its head, and its body where not as stored", "tokens a round, temperature 0", "temperature 1"),
-            rows,
-        )
+        return table(("drafter: its head, its body", "tokens a round, temperature 0", "temperature 1"), rows)
 
     return show
 
