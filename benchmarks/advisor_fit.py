@@ -120,7 +120,8 @@ def rows_of(record: dict[str, Any], machine: machines.Machine) -> list[Row]:
     return [
         Row(size=size, plan=plan, seconds=r["ms"] * 1e-3, machine=machine,
             load=speed.Load(batch=r["batch"], k=r["k"], context=r["context"],
-                            distinct_experts=r["distinct_experts"], int8_head=run["options"]["int8_head"]))
+                            distinct_experts=r["distinct_experts"], int8_head=run["options"]["int8_head"],
+                            int8_body=run["options"].get("int8_body", False)))
         for size, runs in record["sizes"].items() for plan, run in runs.items() for r in run["rows"]
     ]  # fmt: skip
 

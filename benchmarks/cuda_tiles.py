@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ def _small(x, y, n, PDL: tl.constexpr):
     tl.store(y + i, tl.load(x + i, mask=i < n) + 1.0, mask=i < n)
 
 
-def microseconds(call: Call, weights: list[Tensor], n: int, tile: mm.Tile) -> float:
+def microseconds(call: Call, weights: Sequence[mm.Weight], n: int, tile: mm.Tile) -> float:
     """Of a small kernel and the matmul behind it, n rows."""
-    x = torch.randn(n, weights[0].shape[1], device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(n, mm.numbers_of(weights[0])[0].shape[1], device="cuda", dtype=torch.bfloat16)
 
-    def both(weight: Tensor) -> None:
+    def both(weight: mm.Weight) -> None:
         _small[(n,)](x, x, x.numel(), **options(num_warps=8))
         call(x, weight, tile)
 
@@ -218,7 +218,18 @@ def adopt(path: Path) -> None:
             _us, _r, bn, bk, stages, warps, _lines, inside, _more = row["tried"][0]
             wide = found[weight_of(row)].setdefault("wide", [])
             wide.append([r + more, bn, bk, stages, warps, int(inside)])
-    files.write_text(TUNED, "[\n" + ",\n".join(json.dumps(row) for row in found.values()) + "\n]\n")
+    write_tuned([*found.values(), *(row for row in tuned_rows() if row.get("int8"))])
+
+
+def tuned_rows() -> list[dict[str, Any]]:
+    """What the kernels know now."""
+    rows: list[dict[str, Any]] = json.loads(TUNED.read_text(encoding="utf-8"))
+    return rows
+
+
+def write_tuned(rows: list[dict[str, Any]]) -> None:
+    """Rows of tuned.json, each in a line."""
+    files.write_text(TUNED, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def weight_of(row: dict[str, Any]) -> Weight:

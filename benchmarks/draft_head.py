@@ -1,7 +1,8 @@
-"""What a smaller LM head of the drafter costs in acceptance: the embedded pair with three heads, on the CPU.
+"""What smaller weights of the drafter cost in acceptance: the embedded pair with four drafters, on the CPU.
 
-The heads: the shipped one (the best clusters only), the whole vocabulary in bf16, and the same in int8 with a scale for
-each row, as `draft_head="int8"` has it on a GPU. Texts must be equal for all: the head only guesses.
+The heads: the shipped one (the best clusters only), the whole vocabulary in bf16, the same in int8 with a scale for
+each row, and with it the body in int8 too, as `draft_weights="int8-head"` and "int8" have them on a GPU: here the
+weights are those that int8 stands for, in fp32. Texts must be equal for all: a drafter only guesses.
 
     python benchmarks/draft_head.py
 """
@@ -16,32 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import common
-import torch
 from safetensors.torch import load_file, save_file
 
 from paceline.bench.prompts import load_prompts, sample
 from paceline.hub import resolve_checkpoint
+from paceline.kernels.gpu.int8 import dequantised, quantize
 from paceline.llm import LLM
 from paceline.types import SamplingParams
 
 HEAD = "model.embed_tokens.weight"
 
 
-def quantized(weight: torch.Tensor) -> torch.Tensor:
-    """The weight [V, D] as int8 with a scale for each row holds it, in fp32."""
-    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-    return (weight.float() / scale).round() * scale
-
-
-def variant(folder: Path, source: Path, int8: bool) -> Path:
-    """A copy of the drafter whose head covers the whole vocabulary."""
+def variant(folder: Path, source: Path, head: bool = False, body: bool = False) -> Path:
+    """A copy of the drafter whose head covers the whole vocabulary, with its head or its body as int8 holds it."""
     folder.mkdir()
     shutil.copy(source / "generation_config.json", folder)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "use_ordered_embeddings": False}), encoding="utf-8")
     tensors = {n: t for n, t in load_file(source / "model.safetensors").items() if not n.startswith("masked_embedding")}
-    if int8:
-        tensors[HEAD] = quantized(tensors[HEAD])
+    for name in (name for name, tensor in tensors.items() if tensor.dim() == 2):
+        if head if name == HEAD else body:
+            tensors[name] = dequantised(quantize(tensors[name]))
     save_file(tensors, folder / "model.safetensors")
     return folder
 
@@ -80,8 +76,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         folders = {
             "clusters (shipped)": source,
-            "dense bf16": variant(Path(room) / "dense", source, int8=False),
-            "dense int8": variant(Path(room) / "int8", source, int8=True),
+            "dense bf16": variant(Path(room) / "dense", source),
+            "dense int8": variant(Path(room) / "int8", source, head=True),
+            "dense int8, body int8": variant(Path(room) / "body", source, head=True, body=True),
         }
         for name, folder in folders.items():
             heads[name], texts[name] = accept(folder, prompts, options)

@@ -14,6 +14,7 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = ("matmul", "gated matmul", "experts", "LM head", "attention", "norm", "rope and cache", "routing", "gaps")
 NAMES = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b-a4b": "26B-A4B", "31b": "31B"}
+INT8 = {"int8 head": "with int8 drafter head", "int8 drafter": "with int8 drafter"}  # plans of cuda_rounds.py
 
 
 def row_of(run: Record, batch: int, k: int, context: int = 170) -> Record | None:
@@ -123,13 +124,14 @@ def beside_table(table: Table, record: Record) -> str:
             own = found_row(runs, batch, k)
             vllm, aim = (anchors[name][kind].get(str(k), {}).get(str(batch)) for kind in ("vllm", "aim"))
             if own and (vllm or aim):
-                int8 = row_of(runs["int8 head"], batch, k) if "int8 head" in runs else None
+                smaller = (row_of(runs[plan], batch, k) if plan in runs else None for plan in INT8)
                 rows.append((
-                    NAMES[name], str(k), str(batch), f"{own['ms']:.2f}", f"{int8['ms']:.2f}" if int8 else "",
+                    NAMES[name], str(k), str(batch), f"{own['ms']:.2f}",
+                    *(f"{row['ms']:.2f}" if row else "" for row in smaller),
                     f"{aim:.2f}" if aim else "", f"{vllm:.2f}" if vllm else "",
                     f"{vllm / own['ms']:.2f}x" if vllm else "",
                 ))  # fmt: skip
-    columns = ("", "k", "batch", "round, ms", "with int8 drafter head", "aim", "vLLM 0.25.1", "vLLM over ours")
+    columns = ("", "k", "batch", "round, ms", *INT8.values(), "aim", "vLLM 0.25.1", "vLLM over ours")
     return "\n\n".join([table(columns, rows), *notes(record)])
 
 
@@ -287,12 +289,12 @@ def extras_line(record: Record) -> str:
 
 
 def head_table(table: Table) -> Callable[[Record], str]:
-    """Tokens a round of the embedded pair with each drafter head."""
+    """Tokens a round of the embedded pair with each drafter."""
 
     def show(record: Record) -> str:
         found = record["summary"]["tokens_per_round"]
         rows = [(name, *(f"{found[name][t]:.3f}" for t in ("0", "1"))) for name in found]
-        return table(("drafter's head", "tokens a round, temperature 0", "temperature 1"), rows)
+        return table(("drafter: its head, its body", "tokens a round, temperature 0", "temperature 1"), rows)
 
     return show
 
@@ -300,9 +302,10 @@ def head_table(table: Table) -> Callable[[Record], str]:
 def head_line(record: Record) -> str:
     """The cost of int8 in a sentence."""
     found = record["summary"]["tokens_per_round"]
+    head, whole = (found[name]["0"] / found["dense bf16"]["0"] for name in ("dense int8", "dense int8, body int8"))
     return (
-        f"an int8 head keeps {found['dense int8']['0'] / found['dense bf16']['0']:.1%} of the tokens a round at"
-        f" temperature 0, with equal texts ({record['summary']['prompts']} prompts, k = {record['summary']['k']})"
+        f"an int8 head keeps {head:.1%} of the tokens a round at temperature 0, and the whole drafter in int8"
+        f" {whole:.1%}, with equal texts ({record['summary']['prompts']} prompts, k = {record['summary']['k']})"
     )
 
 

@@ -149,7 +149,7 @@ def test_commands() -> None:
     assert set(found) == set(ENGINES) - {"MLX"}
     assert found["Paceline"] == (
         "paceline chat --target google/gemma-4-31B-it --k 4 --device cuda --context 8192 --sequences 1"
-        " --draft-head int8"
+        " --draft-weights int8-head"
     )
     assert '"num_speculative_tokens":4' in found["vLLM"]
     assert "--speculative-num-steps 4 --speculative-num-draft-tokens 5" in found["SGLang"]

@@ -95,12 +95,15 @@ def test_the_longest_context_fits_and_one_page_more_does_not(size: str) -> None:
     assert longest_context(config, drafter, 4.5, use, 1e15) == config.max_positions
 
 
-def test_the_int8_head_is_a_copy_beside_dense_heads_only() -> None:
-    with_copy = plan(target_config("31b"), drafter_config("31b"), 16, Use(int8_head=True))
-    assert with_copy.draft_head == 262144 * (1024 + 4)
-    assert plan(target_config("e2b"), drafter_config("e2b"), 16, Use(int8_head=True)).draft_head == 0
+def test_the_int8_head_takes_the_place_of_dense_heads_only() -> None:
+    def saved(size: str) -> float:
+        stored, int8 = (plan(target_config(size), drafter_config(size), 16, Use(int8_head=on)) for on in (False, True))
+        return stored.total - int8.total
+
+    assert saved("31b") == 262144 * (1024 - 4)
+    assert saved("e2b") == 0
     without = plan(target_config("31b"), drafter_config("31b"), 16, Use(drafter=False, int8_head=True))
-    assert without.drafter == without.draft_head == 0
+    assert without.drafter == 0
 
 
 # ---- weights, from the model's own files ----------------------------------------------------------------------------

@@ -90,6 +90,8 @@ def test_bytes_are_the_rooflines() -> None:
     assert found == pytest.approx(wanted.total - drafted_embeddings)
     less = found - round_bytes(config, drafter, Load(batch=2, k=3, context=900, int8_head=True))
     assert less == 3 * 262144 * (1024 - 4)
+    smaller = round_bytes(config, drafter, Load(batch=2, k=3, context=900, int8_head=True, int8_body=True))
+    assert found - less - smaller == 3 * roofline.int8_saved(drafter, (False, True))[1] > 0
 
 
 def test_overlap_reads_fewer_experts() -> None:

@@ -20,7 +20,7 @@ from test_bad_input import edit_tensors
 
 from paceline import available
 from paceline.config import TextConfig, read_target
-from paceline.device import load, memory, request
+from paceline.device import drafters, load, memory, request
 from paceline.device.cache import BatchCache
 from paceline.device.memory import CONTEXT, MARGIN_BYTES, Need, choose_room
 from paceline.device.serve import DeviceServer
@@ -32,7 +32,7 @@ from paceline.models.plan import Plan
 from paceline.resolve import Options, Resolved, resolve
 from paceline.shapes import target_config
 from paceline.types import SamplingParams
-from paceline.weights import target_headers
+from paceline.weights import load_drafter, target_headers
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 DEVICE_COMMANDS = ["generate", "chat", "bench", "explain"]
@@ -103,8 +103,8 @@ def test_auto_says_why_it_is_the_cpu(no_gpu: None, pairs: dict[str, Pair]) -> No
         ({"context": "many"}, "context must be a whole number"),
         ({"sequences": 0}, "sequences must be a whole number from 1 to 64, not 0"),
         ({"sequences": True}, "sequences must be a whole number"),
-        ({"draft_head": "int4"}, "unknown draft head 'int4'; choose 'auto', 'stored' or 'int8'"),
-        ({"draft_head": "int8", "drafter": None}, "draft_head 'int8' needs an MTP drafter"),
+        ({"draft_weights": "int4"}, "unknown draft weights 'int4'; choose 'auto', 'stored', 'int8-head' or 'int8'"),
+        ({"draft_weights": "int8", "drafter": None}, "draft_weights 'int8' needs an MTP drafter"),
         ({"drafter": "ngram"}, "the n-gram drafter runs on the CPU only"),
         ({"backend": "cpu"}, "backend 'cpu' does not run on device 'cuda'"),
         ({"min_confidence": 0.3}, "min_confidence is for the CPU engine"),
@@ -117,8 +117,10 @@ def test_options_of_the_gpu(gpu: None, pairs: dict[str, Pair], options: dict[str
 
 def test_a_centroid_head_has_nothing_to_halve(gpu: None, pairs: dict[str, Pair]) -> None:
     pair = pairs["e4b"]
-    with pytest.raises(UsageError, match="draft_head 'int8' is for dense heads"):
-        resolve(Options(target=str(pair.target), drafter=str(pair.assistant), draft_head="int8"))
+    asked = {"target": str(pair.target), "drafter": str(pair.assistant)}
+    with pytest.raises(UsageError, match="draft_weights 'int8-head' is for dense heads"):
+        resolve(Options(**asked, draft_weights="int8-head"))
+    assert resolve(Options(**asked, draft_weights="int8")).int8 == (False, True)
 
 
 @pytest.mark.parametrize("command", DEVICE_COMMANDS)
@@ -126,7 +128,7 @@ def test_flags_of_the_gpu(gpu: None, shell: Shell, command: str) -> None:
     words = COMMANDS[command]
     shell.refuses_in_one_line("context must be", *words, "--context", "0")
     shell.refuses_in_one_line("sequences must be", *words, "--sequences", "0")
-    shell.refuses_in_one_line("unknown draft head 'int4'", *words, "--draft-head", "int4")
+    shell.refuses_in_one_line("unknown draft weights 'int4'", *words, "--draft-weights", "int4")
 
 
 @pytest.mark.parametrize("name", ["context", "sequences"])
@@ -137,14 +139,14 @@ def test_nothing_is_set_aside_on_the_cpu(pairs: dict[str, Pair], name: str) -> N
 
 
 def test_what_explain_shows_of_a_gpu(gpu: None, pairs: dict[str, Pair]) -> None:
-    resolved = resolve(Options(**dense(pairs), sequences=3, draft_head="int8"))
+    resolved = resolve(Options(**dense(pairs), sequences=3, draft_weights="int8"))
     decisions = {d.what: (d.value, d.why) for d in resolved.decisions}
     assert decisions["device"] == ("cuda", "a GPU is there: NVIDIA Test")
     assert decisions["context"] == ("auto", "settled at load, by the memory that is free")
     assert decisions["sequences"] == ("3", "asked for")
-    assert decisions["draft_head"] == ("int8", "asked for")
+    assert decisions["draft_weights"] == ("int8", "asked for")
     assert decisions["dtype"] == ("fp32, sums in fp32", "the target is stored in fp32")
-    assert (resolved.dtype, resolved.int8_head, resolved.context) == (torch.float32, True, None)
+    assert (resolved.dtype, resolved.int8, resolved.context) == (torch.float32, (True, True), None)
 
 
 def test_a_drafters_confidence_is_not_followed_on_a_gpu(gpu: None, pairs: dict[str, Pair], tmp_path: Path) -> None:
@@ -228,6 +230,22 @@ def test_weights_are_counted_from_the_headers(pairs: dict[str, Pair], family: st
     Target(config, plan)
     vectors = sum(vector.nbytes for vector in plan.vectors)
     assert load.held_bytes(target_headers(pairs[family].target, config), 4) == plan.nbytes + vectors
+
+
+@pytest.mark.parametrize(("family", "chosen"), [("e4b", "int8"), ("12b", "int8"), ("12b", "int8-head")])
+def test_a_drafter_in_int8_is_counted_as_it_will_lie(
+    gpu: None, pairs: dict[str, Pair], family: str, chosen: str
+) -> None:
+    pair = pairs[family]
+    asked = {"target": str(pair.target), "drafter": str(pair.assistant)}
+    stored, int8 = (resolve(Options(**asked, draft_weights=value)) for value in ("stored", chosen))
+    ops = CudaOps("cpu", torch.float32)
+    drafter = load_drafter(pair.assistant, read_target(pair.target), ops)
+    matrices = [drafter.head, *drafter.body]
+    before = sum(m.nbytes for m in matrices)
+    drafters.quantize_drafter(drafter, *int8.int8)
+    after = sum(m.nbytes for m in matrices)
+    assert load._need(stored).weights - load._need(int8).weights == before - after > 0
 
 
 def test_weights_that_do_not_fit() -> None:

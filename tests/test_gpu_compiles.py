@@ -105,6 +105,7 @@ def calls() -> list[Callable[[], Any]]:
         rules,
     )
     from paceline.kernels.gpu.attention import attention
+    from paceline.kernels.gpu.int8 import Quantised
     from paceline.kernels.gpu.launch import CacheView
     from paceline.kernels.gpu.rows import Columns, rows_of
     from paceline.types import SamplingParams
@@ -131,6 +132,12 @@ def calls() -> list[Callable[[], Any]]:
             matmul.head_best(t(n, 1536), head, t(2, dtype=i32))
         matmul.head_logits(t(4, 1536), head)
         matmul.head_best(t(4, 1536), matmul.HeadWeight(t(262144, 1536, dtype=torch.int8), 0.0, f(262144)))
+        small = Quantised(t(2 * 8192, 1024, dtype=torch.int8), f(2 * 8192))
+        for n in (1, 16, 40):
+            matmul.linear(t(n, 1024), small)
+            matmul.gated(t(n, 1024), small)
+        matmul.linear(t(1, 1024), small, matmul.Tile(16, 256, 2, 3))
+        matmul.gated(t(1, 1024), small, matmul.Tile(16, 256, 1, 3))
 
     def norms() -> None:
         for width, parts in ((1536, 8), (2816, 1)):

@@ -11,9 +11,10 @@ from gpu import DEVICE, DTYPES, HAVE_GPU, error, randn, tolerance
 from torch import Tensor
 
 from paceline.kernels.gpu import matmul
+from paceline.kernels.gpu.int8 import Quantised, dequantised, quantize
 from paceline.kernels.gpu.launch import cdiv
-from paceline.kernels.gpu.matmul import HeadWeight, Launch, Tile, launch_of, part_of, quantize_head, tile_of
-from paceline.kernels.gpu.tuned import TUNED
+from paceline.kernels.gpu.matmul import HeadWeight, Launch, Tile, head_weight, launch_of, part_of, tile_of
+from paceline.kernels.gpu.tuned import TUNED, TUNED_INT8
 
 SMALL = Tile(64, 32, 1, 2)
 ROWS = (1, 2, 5, 17, 33, 70)
@@ -156,10 +157,10 @@ def test_the_tile_is_a_matter_of_the_weight() -> None:
             assert tile.split == 1 or not gated
 
 
-@pytest.mark.parametrize("key", TUNED)
-def test_a_tuned_tile_fits_its_weight(key: tuple[int, int, bool]) -> None:
-    (rows, cols, gated), tile = key, tile_of(*key)
-    assert tile == Tile(*TUNED[key]["tile"])
+@pytest.mark.parametrize(("key", "int8"), [*((key, False) for key in TUNED), *((key, True) for key in TUNED_INT8)])
+def test_a_tuned_tile_fits_its_weight(key: tuple[int, int, bool], int8: bool) -> None:
+    (rows, cols, gated), tile = key, tile_of(*key, int8=int8)
+    assert tile == Tile(*(TUNED_INT8 if int8 else TUNED)[key]["tile"])
     assert cols % tile.bk == 0
     assert tile.bk & (tile.bk - 1) == tile.bn & (tile.bn - 1) == 0
     part = part_of(cols, tile)
@@ -185,6 +186,17 @@ def test_gated(inner: int, cols: int, n: int, dtype: torch.dtype) -> None:
     y = matmul.gated(x, w)
     assert (y.shape, y.dtype) == ((n, inner), dtype)
     assert error(y, geglu(x, w)) < close(y)
+
+
+def test_a_tile_of_int8_is_its_own_or_that_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = Tile(16, 256, 2, 3), (1024, 4096, False)
+    matmul.tile_of.cache_clear()
+    monkeypatch.setitem(TUNED, other, {"tile": [64, 128, 3, 4]})
+    assert tile_of(*other, int8=True) == tile_of(*other) == Tile(64, 128, 3, 4)
+    monkeypatch.setitem(TUNED_INT8, other, {"tile": list(own)})
+    matmul.tile_of.cache_clear()
+    assert (tile_of(*other, int8=True), tile_of(*other)) == (own, Tile(64, 128, 3, 4))
+    matmul.tile_of.cache_clear()
 
 
 def test_gated_beyond_the_widest_tile() -> None:
@@ -240,7 +252,7 @@ def test_equal_logits_go_to_the_lowest_id() -> None:
 def test_the_int8_head_is_its_dequantised_weight(dtype: torch.dtype) -> None:
     x, w = randn(5, 48, dtype=dtype), randn(150, 48, seed=1, dtype=dtype)
     w[3] = 0.0
-    head = quantize_head(w)
+    head = head_weight(quantize(w))
     assert head.scales is not None
     plain = head.weight.float() * head.scales[:, None]
     assert error(plain, w) < 0.01
@@ -248,6 +260,46 @@ def test_the_int8_head_is_its_dequantised_weight(dtype: torch.dtype) -> None:
     logits = matmul.head_logits(x, head)
     assert error(logits, x.float() @ plain.T) < 1e-5
     assert torch.equal(best_of(x, head), logits.cpu().argmax(1))
+
+
+# ---- int8 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "cols", "split"), [(64, 64, 1), (66, 33, 2), (7, 48, 3), (130, 200, 7)])
+def test_int8_weights_are_what_they_stand_for(rows: int, cols: int, split: int, dtype: torch.dtype) -> None:
+    x, w = randn(3, cols, dtype=dtype), randn(rows, cols, seed=1, dtype=dtype, scale=0.3)
+    held, tile = quantize(w), Tile(64, 32, split, 2)
+    assert held.weight.dtype == torch.int8
+    assert error(dequantised(held), w) < 0.01
+    parts = matmul.linear(x, held, tile)
+    assert len(parts) == cdiv(cols, part_of(cols, tile))
+    assert error(total(parts), x.float() @ dequantised(held).T) < 1e-5
+    assert error(matmul.linear(x, held)[0], matmul.linear(x, held, whole=True)[0]) < 1e-5 or split > 1
+    if rows % 2 == 0:
+        y = matmul.gated(x, held)
+        assert error(y, geglu(x, dequantised(held))) < close(y)
+
+
+def test_scales_are_of_rows_and_each_counts() -> None:
+    """With a scale swapped for another row's, the results are no longer those of the weight."""
+    x, w = randn(3, 48), randn(66, 48, seed=1) * torch.arange(1, 67, device=DEVICE)[:, None]
+    held = quantize(w)
+    wrong = Quantised(held.weight, held.scales.roll(1))
+    assert error(matmul.linear(x, held)[0], x @ w.T) < 0.02 < error(matmul.linear(x, wrong)[0], x @ w.T)
+    assert error(matmul.gated(x, held), geglu(x, w)) < 0.05 < error(matmul.gated(x, wrong), geglu(x, w))
+
+
+def test_an_empty_row_stays_empty() -> None:
+    w = randn(40, 32, seed=1)
+    w[3] = 0.0
+    assert not matmul.linear(randn(2, 32), quantize(w))[0][:, 3].any()
+
+
+def test_parts_of_int8_are_scaled_before_they_are_added() -> None:
+    x, held, tile = randn(70, 150), quantize(randn(100, 150, seed=1)), Tile(64, 32, 3, 2)
+    inside = matmul.linear(x, held, tile, Launch(128, 64, 32, 2, 4, 0, inside=True))
+    assert torch.equal(inside, matmul.linear(x, held, tile, Launch(128, 64, 32, 2, 4, 0)))
 
 
 # ---- rows alone and together ----------------------------------------------------------------------------------------
@@ -280,11 +332,24 @@ def best(x: Tensor) -> Tensor:
 
 
 def int8_logits(x: Tensor) -> Tensor:
-    return matmul.head_logits(x, quantize_head(values(100, 72, seed=1, dtype=x.dtype)))
+    return matmul.head_logits(x, head_weight(quantize(values(100, 72, seed=1, dtype=x.dtype))))
+
+
+def int8_linear(x: Tensor) -> Tensor:
+    return total(matmul.linear(x, whole_numbers(values(100, 72, seed=1, dtype=x.dtype)), Tile(64, 32, 3, 2)))
+
+
+def int8_gated(x: Tensor) -> Tensor:
+    return matmul.gated(x, whole_numbers(values(66, 72, seed=1, dtype=x.dtype)))
+
+
+def whole_numbers(w: Tensor) -> Quantised:
+    """A weight in int8 whose scales are powers of two, so that products stay exact (see `values`)."""
+    return Quantised((4 * w).round().to(torch.int8), torch.full((len(w),), 0.25, device=DEVICE))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("call", [linear, linear_untuned, gated, logits, best, int8_logits])
+@pytest.mark.parametrize("call", [linear, linear_untuned, gated, logits, best, int8_logits, int8_linear, int8_gated])
 def test_rows_alone_and_together(call: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     x = values(ROWS[-1], 72, dtype=dtype)
     together = call(x)

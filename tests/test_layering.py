@@ -11,7 +11,7 @@ import paceline.errors
 
 ROWS = [
     "errors types acceptance available",
-    "config generation shapes roofline control",
+    "config generation shapes roofline control draft_weights",
     "kernels",
     "weights models cache",
     "processors verification rejection structure sampling drafters",

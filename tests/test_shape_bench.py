@@ -34,7 +34,7 @@ WRONG_SHAPES = [
     (["--tokens", "5"], "tokens must lie in 16 .. 1000, not 5"),
     (["--skew", "1"], "skew must lie in [0, 1), not 1.0"),
     (["--skew", "nan"], "skew must lie in [0, 1), not nan"),
-    (["--draft-head", "int4"], "unknown draft head 'int4'"),
+    (["--draft-weights", "int4"], "unknown draft weights 'int4'"),
     (["--device", "cpu"], "--shape runs on a GPU, not on device 'cpu'"),
     (["--prompts", "p.jsonl"], "--prompts does not go with --shape"),
     (["--k", "4"], "--k does not go with --shape"),
@@ -52,7 +52,10 @@ def test_wrong_flags_of_a_shape(gpu: None, shell: Shell, words: list[str], match
 def test_shapes_that_do_not_go(gpu: None, shell: Shell) -> None:
     shell.refuses_in_one_line("there is no published size '13b'; choose e2b,", "bench", "--shape", "13b")
     shell.refuses_in_one_line("skew is for sizes with experts", "bench", "--shape", "12b", "--skew", "0.5")
-    shell.refuses_in_one_line("drafter of e2b has centroids", "bench", "--shape", "e2b", "--draft-head", "int8")
+    words = ["bench", "--shape", "e2b", "--draft-weights", "int8-head"]
+    shell.refuses_in_one_line("'int8-head' is for dense heads, and this drafter's has centroids", *words)
+    with pytest.raises(UsageError, match="the drafter of e2b has centroids"):
+        ShapeOptions(shape="e2b", int8_head=True)
 
 
 @pytest.mark.parametrize("flag", ["--batch", "--draft-lengths", "--at-context", "--acceptance", "--tokens", "--skew"])
@@ -73,11 +76,13 @@ def test_a_shape_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, shell: Shell
 def test_flags_of_a_shape_become_options() -> None:
     flags = {
         "shape": "31b", "batch": ["1,2", "8"], "draft_lengths": "0, 4", "at_context": "170,8192", "acceptance": "0.9",
-        "tokens": 0, "profile": True, "skew": 0.0, "draft_head": "int8", "device": "auto",
+        "tokens": 0, "profile": True, "skew": 0.0, "draft_weights": "int8-head", "device": "auto",
     }  # fmt: skip
     options = from_flags(flags)
     assert (options.batches, options.ks, options.contexts) == ((1, 2, 8), (0, 4), (170, 8192))
-    assert (options.kernels, options.int8_head, options.tokens) == (True, True, 0)
+    assert (options.kernels, options.int8, options.tokens) == (True, (True, False), 0)
+    for shape, int8 in (("31b", (True, True)), ("e2b", (False, True))):
+        assert from_flags({**flags, "shape": shape, "draft_weights": "int8"}).int8 == int8
     assert options.labels == ["random weights", "synthetic acceptance: 0.9"]
 
 

@@ -45,7 +45,7 @@ def generate(
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
-    draft_head: flags.DraftHead = "auto",
+    draft_weights: flags.DraftWeights = "auto",
 ) -> None:  # fmt: skip
     """Answer one prompt: text to stdout as it comes, speed to stderr."""
     from paceline.terminal import answer, load
@@ -74,7 +74,7 @@ def chat(
     show_drafts: flags.Colour = False, draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
-    draft_head: flags.DraftHead = "auto",
+    draft_weights: flags.DraftWeights = "auto",
 ) -> None:  # fmt: skip
     """Talk with the model; an empty line or Ctrl-D ends it, /new starts over."""
     from paceline.terminal import converse, load
@@ -131,7 +131,7 @@ def explain(
     draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
-    draft_head: flags.DraftHead = "auto",
+    draft_weights: flags.DraftWeights = "auto",
 ) -> None:  # fmt: skip
     """Show what would run and why, without loading weights."""
     from rich.table import Table

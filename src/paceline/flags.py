@@ -54,7 +54,9 @@ Colour = Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens t
 Device = Annotated[str, typer.Option(help='"auto" takes a GPU where one serves; "cpu" or "cuda".')]
 Context = Annotated[int | None, typer.Option(help="Tokens set aside for each text (GPU); default: what fits, or 8192.")]
 Sequences = Annotated[int | None, typer.Option(help="Texts side by side (GPU); default: what fits, or 16.")]
-DraftHead = Annotated[str, typer.Option(help='"stored", or "int8": halves what the drafter\'s head reads (GPU).')]
+DraftWeights = Annotated[
+    str, typer.Option(help='"stored", "int8" (halves what the drafter reads), "int8-head" (its LM head only); GPU.')
+]
 
 
 def options_of(ctx: typer.Context) -> Options:

@@ -72,7 +72,7 @@ class LLM:
 
         drafter: "auto" finds the -assistant checkpoint that belongs to the target; None decodes plainly; "ngram"
         looks the prompt up; anything else is a checkpoint. Options: device, dtype, backend, draft_position, context,
-        sequences, draft_head, as in `paceline.resolve.Options`. Raises PacelineError with one sentence for anything
+        sequences, draft_weights, as in `paceline.resolve.Options`. Raises PacelineError with one sentence for anything
         that does not fit.
         """
         unknown = sorted(set(options) - OPTIONS)

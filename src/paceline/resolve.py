@@ -12,6 +12,7 @@ from paceline.available import check_device
 from paceline.available import obstacle as missing_device
 from paceline.cache import MAX_TENTATIVE, PAGE
 from paceline.config import TextConfig, read_drafter, read_target
+from paceline.draft_weights import int8_parts
 from paceline.errors import CheckpointError, ConfigError, UsageError
 from paceline.generation import GenerationDefaults, read_generation
 from paceline.hub import find_drafter, resolve_checkpoint
@@ -48,8 +49,8 @@ class Options:
     """What the caller asked for; "auto" leaves the choice to `resolve`.
 
     drafter: "auto", None (plain decoding), "ngram", or an MTP checkpoint (folder or hub name).
-    On a GPU: context tokens are set aside for each of so many sequences; draft_head "int8" halves what the drafter's
-    head reads (guesses change, the text cannot).
+    On a GPU: context tokens are set aside for each of so many sequences; draft_weights "int8" halves what the drafter
+    reads, "int8-head" what its dense head does (guesses may change, the text cannot).
     """
 
     target: str
@@ -61,7 +62,7 @@ class Options:
     min_confidence: float | None = None
     context: int | None = None
     sequences: int | None = None
-    draft_head: str = "auto"
+    draft_weights: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Resolved:
 
     auto: whether the controller chooses draft lengths when a call names none; min_confidence holds for fixed ones, and
     asked_confidence, which a caller named, for all.
-    dtype: of matrices on a GPU; None keeps each as it is stored.
+    dtype: of matrices on a GPU; None keeps each as it is stored. int8: whether the drafter's (head, body) are in int8.
     """
 
     target: Path
@@ -79,7 +80,7 @@ class Resolved:
     dtype: torch.dtype | None
     context: int | None
     sequences: int | None
-    int8_head: bool
+    int8: tuple[bool, bool]
     k: int
     auto: bool
     draft_position: str
@@ -106,7 +107,7 @@ def resolve(options: Options) -> Resolved:
     return Resolved(
         target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, auto=auto, context=context,
         draft_position=options.draft_position, sequences=sequences,
-        int8_head=_draft_head(options, drafter, device, decisions), generation=generation,
+        int8=_draft_weights(options, drafter, device, decisions), generation=generation,
         min_confidence=_confidence(options, drafter, device, decisions),
         asked_confidence=options.min_confidence or 0.0, decisions=tuple(decisions),
     )  # fmt: skip
@@ -200,19 +201,16 @@ def _set_aside(
     return value
 
 
-def _draft_head(options: Options, drafter: Path | str | None, device: str, decisions: list[Decision]) -> bool:
-    if options.draft_head not in ("auto", "stored", "int8"):
-        raise UsageError(f"unknown draft head {options.draft_head!r}; choose 'auto', 'stored' or 'int8'")
-    int8 = options.draft_head == "int8"
-    if int8 and device != "cuda":
-        raise UsageError("draft_head 'int8' is for the GPU engine; leave it 'auto' on the CPU")
-    if int8 and not isinstance(drafter, Path):
-        raise UsageError("draft_head 'int8' needs an MTP drafter; leave it 'auto' without one")
-    if int8 and isinstance(drafter, Path) and read_drafter(drafter).centroids:
-        raise UsageError("draft_head 'int8' is for dense heads, and this drafter's has centroids; leave it 'auto'")
+def _draft_weights(
+    options: Options, drafter: Path | str | None, device: str, decisions: list[Decision]
+) -> tuple[bool, bool]:
+    value = options.draft_weights
+    int8 = int8_parts(value, read_drafter(drafter) if isinstance(drafter, Path) else None)
+    if any(int8) and device != "cuda":
+        raise UsageError(f"draft_weights {value!r} is for the GPU engine; leave it 'auto' on the CPU")
     if device == "cuda" and drafter is not None:
-        why = "asked for" if options.draft_head != "auto" else "as stored"
-        decisions.append(Decision("draft_head", "int8" if int8 else "stored", why))
+        why = "asked for" if value != "auto" else "as stored"
+        decisions.append(Decision("draft_weights", value if any(int8) else "stored", why))
     return int8
 
 

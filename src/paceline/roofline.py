@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import UsageError
 
+SCALE_BYTES = 4  # a row of an int8 weight has a scale in fp32
 ID_BYTES = 8  # the clusters of a centroid head are lists of int64 ids
 
 
@@ -21,7 +22,8 @@ class Round:
     """One round: `batch` sequences, each with `context` tokens in the cache, k drafts and a pass of k + 1 rows.
 
     distinct_experts: how many experts of a layer the pass reads, on average over layers; None routes uniformly.
-    Bytes are those of one weight and of one number in the cache of keys and values.
+    Bytes are those of one weight and of one number in the cache of keys and values. int8: whether the drafter's
+    (dense head, body) are in int8.
     """
 
     batch: int = 1
@@ -30,6 +32,7 @@ class Round:
     distinct_experts: float | None = None
     weight_bytes: float = 2
     kv_bytes: float = 2
+    int8: tuple[bool, bool] = (False, False)
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("k", 0), ("context", 0)):
@@ -149,6 +152,19 @@ def drafter_body(drafter: DrafterConfig) -> int:
     return layers + text.hidden + 3 * text.hidden * drafter.backbone_hidden
 
 
+def int8_saved(drafter: DrafterConfig, int8: tuple[bool, bool], width: float = 2) -> tuple[float, float]:
+    """Bytes of a drafter's (head, body) in numbers of `width` bytes that int8 with a scale for each row saves.
+
+    int8: whether each of them is in int8; a head with centroids never is.
+    """
+    text = drafter.text
+    rows = sum(c.heads * c.head_dim + 2 * c.intermediate + 2 * text.hidden for c in text.layers)
+    rows += text.hidden + drafter.backbone_hidden
+    matrices = drafter_body(drafter) - drafter_vectors(drafter)
+    head = 0 if drafter.centroids else text.vocab * (text.hidden * (width - 1) - SCALE_BYTES)
+    return int8[0] * head, int8[1] * (matrices * (width - 1) - rows * SCALE_BYTES)
+
+
 def drafter_parameters(drafter: DrafterConfig) -> int:
     """All of a drafter's parameters, the order of the tokens in its clusters counted in."""
     text, centroids = drafter.text, drafter.centroids
@@ -188,7 +204,9 @@ def draft_step(drafter: DrafterConfig, round_: Round) -> tuple[float, float, flo
     if centroids:
         share = distinct(centroids.count, centroids.active, round_.batch) / centroids.count
         head = (centroids.count + share * text.vocab) * text.hidden * width + share * text.vocab * ID_BYTES
-    return drafter_body(drafter) * width, head, round_.batch * kv_read(text, round_.context, round_.kv_bytes)
+    head_less, body_less = int8_saved(drafter, round_.int8, width)
+    body = drafter_body(drafter) * width - body_less
+    return body, head - head_less, round_.batch * kv_read(text, round_.context, round_.kv_bytes)
 
 
 def kv_per_token(config: TextConfig, kv_bytes: float = 2) -> tuple[float, float]:

@@ -196,9 +196,8 @@ def decide(case: Case, prior_: Prior) -> Decision:
 
 
 def takes_int8_head(case: Case) -> bool:
-    """Whether to halve what the drafter's dense head reads: only Paceline does, on a GPU, where the copy fits too."""
-    ours = case.precision == "bf16" and case.machine.kind in ("cuda", "any") and not case.drafter.centroids
-    return ours and case.spare(case.use(True)) >= 0
+    """Whether to halve what the drafter's dense head reads and holds: only Paceline does, on a GPU."""
+    return case.precision == "bf16" and case.machine.kind in ("cuda", "any") and not case.drafter.centroids
 
 
 def _load(case: Case, int8_head: bool) -> speed.Load:

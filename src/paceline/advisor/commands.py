@@ -40,7 +40,7 @@ def _paceline(s: Setup) -> str:
     if s.precision != "bf16" or s.kind not in ("cuda", "cpu", "any"):
         return ""
     device = f"--device cuda --context {s.context} --sequences {s.batch}" if s.kind != "cpu" else "--device cpu"
-    head = " --draft-head int8" if s.int8_head and s.k and s.kind != "cpu" else ""
+    head = " --draft-weights int8-head" if s.int8_head and s.k and s.kind != "cpu" else ""
     return f"paceline chat --target {s.hub} {f'--k {s.k}' if s.k else '--drafter none'} {device}{head}"
 
 

@@ -50,7 +50,6 @@ class Plan:
 
     target: float
     drafter: float
-    draft_head: float
     kv_sliding: float
     kv_full: float
     rope: float
@@ -67,7 +66,7 @@ class Plan:
     @property
     def weights(self) -> float:
         """What does not depend on the context."""
-        return self.target + self.drafter + self.draft_head
+        return self.target + self.drafter
 
 
 def plan(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use) -> Plan:
@@ -80,8 +79,7 @@ def plan(config: TextConfig, drafter: DrafterConfig, bits: float, use: Use) -> P
     rope = float(rope_bytes(config, use.context))
     return Plan(
         target=target_bytes(config, bits),
-        drafter=drafter_bytes(drafter) if use.drafter else 0.0,
-        draft_head=head_bytes(drafter) if use.drafter and use.int8_head else 0.0,
+        drafter=drafter_bytes(drafter, use.int8_head) if use.drafter else 0.0,
         kv_sliding=sliding,
         kv_full=need.bytes(use.batch, use.context) - sliding - rope,
         rope=rope,
@@ -96,7 +94,7 @@ def _cpu_plan(config: TextConfig, drafter: DrafterConfig, use: Use) -> Plan:
     page = cpu_memory.cache_bytes(config, 2 * PAGE) - cpu_memory.cache_bytes(config, PAGE)
     full = -(-(use.context + DRAFTS) // PAGE) * page
     return Plan(
-        target=found.target, drafter=found.drafter, draft_head=0.0, kv_sliding=found.cache - full, kv_full=full,
+        target=found.target, drafter=found.drafter, kv_sliding=found.cache - full, kv_full=full,
         rope=rope_bytes(config, use.context), activations=0.0, graphs=0.0, margin=0.0,
         program=cpu_memory.CODE_BYTES + cpu_memory.TOKENIZER_SHARE * cpu_memory.TOKENIZER_FILE,
     )  # fmt: skip
@@ -118,17 +116,13 @@ def _one_page(config: TextConfig, batch: int) -> float:
     return (batch + 1) * PAGE * full + rope_bytes(config, PAGE)
 
 
-def drafter_bytes(drafter: DrafterConfig) -> float:
-    """A drafter in bf16, its norms in fp32 and its clusters' int64 ids counted in."""
+def drafter_bytes(drafter: DrafterConfig, int8_head: bool = False) -> float:
+    """A drafter in bf16, its dense head in int8 if so said; norms in fp32 and its clusters' int64 ids counted in."""
     order = drafter.text.vocab if drafter.centroids else 0  # `drafter_parameters` counts the ids as parameters
     kept = roofline.drafter_vectors(drafter)
     matrices = roofline.drafter_parameters(drafter) - order - kept
-    return 2.0 * matrices + VECTOR_BYTES * kept + roofline.ID_BYTES * order
-
-
-def head_bytes(drafter: DrafterConfig) -> float:
-    """An int8 copy of a dense head, beside the stored one."""
-    return 0.0 if drafter.centroids else float(drafter.text.vocab * (drafter.text.hidden + 4))
+    less = sum(roofline.int8_saved(drafter, (int8_head, False)))
+    return 2.0 * matrices - less + VECTOR_BYTES * kept + roofline.ID_BYTES * order
 
 
 def activation_bytes(config: TextConfig) -> float:

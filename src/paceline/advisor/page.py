@@ -79,7 +79,8 @@ def size_data(name: str, machine: Machine) -> Json:
     return {
         "size": name, "name": HUB[name], "published": beside_published(name), "small": name in SMALL,
         "layers": len(config.layers),
-        "max_positions": config.max_positions, **_target(config), "int8_head": memory.head_bytes(drafter),
+        "max_positions": config.max_positions, **_target(config),
+        "int8_saved": roofline.int8_saved(drafter, (True, False))[0],
         "memory": {precision: _memory(config, drafter, bits, machine.kind) for precision, bits in PRECISIONS.items()},
         "draft": _draft(drafter), "int8_allowed": machine.kind in ("cuda", "any") and not drafter.centroids,
     }  # fmt: skip
@@ -115,7 +116,7 @@ def _draft(drafter: DrafterConfig) -> Json:
     return {
         "body": roofline.drafter_body(drafter), "vocab": text.vocab, "hidden": text.hidden, "reads": _reads(text),
         "clusters": centroids.count if centroids else 0, "active": centroids.active if centroids else 0,
-        "id_bytes": roofline.ID_BYTES, "scale_bytes": speed.SCALE_BYTES, "weight_bytes": speed.DRAFTER_BYTES,
+        "id_bytes": roofline.ID_BYTES, "scale_bytes": roofline.SCALE_BYTES, "weight_bytes": speed.DRAFTER_BYTES,
     }  # fmt: skip
 
 

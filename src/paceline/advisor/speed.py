@@ -23,7 +23,6 @@ from paceline.control.cost import CostTable
 from paceline.errors import UsageError
 
 DRAFTER_BYTES = 2.0  # drafters are published in bf16
-SCALE_BYTES = 4  # an int8 head has one fp32 scale for each row
 OVERLAP = 0.4
 """Overlap of a text's next tokens as published for another mixture (256 experts, 8 active, lucebox #501): 39.4 distinct
 ones at 8 rows where independent choice gives 57.4, and 58.9 at 15 rows where it gives 97: 0.36 and 0.43."""
@@ -61,6 +60,7 @@ class Load:
     context: int = 0
     weight_bytes: float = 2.0
     int8_head: bool = False
+    int8_body: bool = False
     overlap: float = 0.0
     distinct_experts: float | None = None
     measured: CostTable | None = None
@@ -96,13 +96,11 @@ def experts(config: TextConfig, load: Load) -> float | None:
 
 
 def round_bytes(config: TextConfig, drafter: DrafterConfig, load: Load) -> float:
-    """Bytes that a round moves; the drafter is bf16 whatever the target's weights are, its head int8 if so said."""
+    """Bytes that a round moves; the drafter is bf16 whatever the target's weights are, its parts int8 if so said."""
     round_ = roofline.Round(batch=load.batch, k=load.k, context=load.context, weight_bytes=load.weight_bytes,
-                            distinct_experts=experts(config, load))  # fmt: skip
+                            distinct_experts=experts(config, load), int8=(load.int8_head, load.int8_body))  # fmt: skip
     target = roofline.traffic(config, None, round_)
     body, head, kv = roofline.draft_step(drafter, replace(round_, weight_bytes=DRAFTER_BYTES))
-    if load.int8_head and not drafter.centroids:
-        head = drafter.text.vocab * (drafter.text.hidden + SCALE_BYTES)
     return target.total + load.k * (body + head + kv)
 
 

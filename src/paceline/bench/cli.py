@@ -76,7 +76,7 @@ def bench(
     draft_position: flags.Position = "n",
     min_confidence: flags.Confidence = None, backend: flags.Backend = "auto",
     device: flags.Device = "auto", context: flags.Context = None, sequences: flags.Sequences = None,
-    draft_head: flags.DraftHead = "auto",
+    draft_weights: flags.DraftWeights = "auto",
     out: Annotated[Path, typer.Option(help="JSON file with all raw timings.")] = Path("report.json"),
     html: Annotated[Path | None, typer.Option(help="Self-contained page with plots.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Verdict and tables, for an issue or a pull request.")] = None,
@@ -191,7 +191,7 @@ def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
 
 
 SHAPE_ONLY = {"batch", "draft_lengths", "at_context", "acceptance", "tokens", "profile", "skew"}
-EITHER = {"shape", "out", "device", "draft_head"}
+EITHER = {"shape", "out", "device", "draft_weights"}
 
 
 def _refuse_foreign(ctx: typer.Context, shape: str | None) -> None:

@@ -26,7 +26,7 @@ TRANSFORMERS = "transformers"
 BY_REQUEST = "ollama"  # takes the draft length with each request, so that one server is both arms
 STARTING = ("engine_args", "engine_profile", "dry_run")
 REACHING = ("model", "trust_arms", "stall")
-OURS = ("draft_position", "min_confidence", "backend", "device", "context", "sequences", "draft_head")
+OURS = ("draft_position", "min_confidence", "backend", "device", "context", "sequences", "draft_weights")
 
 
 @dataclass(frozen=True, slots=True)

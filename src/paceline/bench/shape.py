@@ -39,7 +39,7 @@ class ShapeBench:
         self.config, self.drafter = target_config(options.shape), drafter_config(options.shape)
         begin = time.perf_counter()
         room = choose_room(self._need(), torch.cuda.mem_get_info()[0])
-        model = random_model(self.config, self.drafter, room, (0.0,) * 15, options.int8_head)
+        model = random_model(self.config, self.drafter, room, (0.0,) * 15, options.int8)
         skew_routers(model.target, options.skew)
         torch.cuda.synchronize()
         self.built_s = time.perf_counter() - begin
@@ -49,10 +49,10 @@ class ShapeBench:
 
     def _need(self) -> Need:
         """What the largest setting takes on the device."""
-        o, head = self.options, self.drafter.text
+        o = self.options
         weights = 2 * (roofline.parameters(self.config).total + roofline.drafter_parameters(self.drafter))
         return Need(
-            config=self.config, weights=weights + o.int8_head * head.vocab * (head.hidden + 4),
+            config=self.config, weights=weights - round(sum(roofline.int8_saved(self.drafter, o.int8))),
             places=max(o.batches), context=max(o.contexts) + ROOM_AFTER,
         )  # fmt: skip
 
@@ -69,7 +69,8 @@ class ShapeBench:
         ready = time.perf_counter() - begin
         distinct = self.distinct_experts(setting)
         need = roofline.traffic(self.config, self.drafter, roofline.Round(
-            batch=setting.batch, k=setting.k, context=setting.context, distinct_experts=distinct))  # fmt: skip
+            batch=setting.batch, k=setting.k, context=setting.context, distinct_experts=distinct,
+            int8=self.options.int8))  # fmt: skip
         median = statistics.median(times)
         row = {
             **asdict(setting), "ms": median, "times_ms": [round(t, 4) for t in times], "ready_s": ready,

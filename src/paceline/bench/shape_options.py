@@ -9,6 +9,7 @@ from typing import Any
 from paceline import acceptance
 from paceline.acceptance import Profile
 from paceline.bench import record as files
+from paceline.draft_weights import int8_parts
 from paceline.errors import UsageError
 from paceline.shapes import drafter_config, target_config
 
@@ -33,6 +34,7 @@ class ShapeOptions:
     kernels: bool = False
     skew: float = 0.0
     int8_head: bool = False
+    int8_body: bool = False
     repeats: int = 20
 
     def __post_init__(self) -> None:
@@ -50,6 +52,11 @@ class ShapeOptions:
             raise UsageError(f"an int8 head is for dense heads, and the drafter of {self.shape} has centroids")
 
     @property
+    def int8(self) -> tuple[bool, bool]:
+        """Whether the drafter's (dense head, body) are in int8."""
+        return self.int8_head, self.int8_body
+
+    @property
     def labels(self) -> list[str]:
         """What every table and record of this must say."""
         return ["random weights", f"synthetic acceptance: {self.profile.name}"]
@@ -65,8 +72,7 @@ def from_flags(flags: Mapping[str, Any]) -> ShapeOptions:
     """The options as `paceline bench --shape` names them. Raises UsageError for what does not fit."""
     if flags["device"] not in ("auto", "cuda"):
         raise UsageError(f"--shape runs on a GPU, not on device {flags['device']!r}; leave --device out")
-    if flags["draft_head"] not in ("auto", "stored", "int8"):
-        raise UsageError(f"unknown draft head {flags['draft_head']!r}; choose 'auto', 'stored' or 'int8'")
+    head, body = int8_parts(flags["draft_weights"], drafter_config(flags["shape"]))
     return ShapeOptions(
         shape=flags["shape"],
         batches=numbers("--batch", flags["batch"] or ["1"]),
@@ -76,7 +82,8 @@ def from_flags(flags: Mapping[str, Any]) -> ShapeOptions:
         tokens=flags["tokens"],
         kernels=flags["profile"],
         skew=flags["skew"],
-        int8_head=flags["draft_head"] == "int8",
+        int8_head=head,
+        int8_body=body,
     )
 
 

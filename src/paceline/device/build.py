@@ -8,7 +8,7 @@ import torch
 
 from paceline.config import DrafterConfig, TextConfig
 from paceline.device.cache import BatchCache
-from paceline.device.drafters import DeviceDrafter, MtpDraft
+from paceline.device.drafters import DeviceDrafter, MtpDraft, quantize_drafter
 from paceline.device.round import DeviceModel, Places
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
@@ -59,12 +59,17 @@ def random_model(
     drafter: DrafterConfig | None,
     room: Room,
     survival: tuple[float, ...] | None = None,
-    int8_head: bool = False,
+    int8: tuple[bool, bool] = (False, False),
 ) -> DeviceModel:
-    """A whole model of random weights. `survival` replaces the comparison of drafts by chance, for timing."""
+    """A whole model of random weights. `survival` replaces the comparison of drafts by chance, for timing.
+
+    int8: whether the drafter's (head, body) are kept in int8.
+    """
     ops = CudaOps()
     model, small = random_pair(target, drafter, ops)
-    draft = MtpDraft(small, model, room.context + 16, int8=int8_head) if small else None
+    if small:
+        quantize_drafter(small, *int8)
+    draft = MtpDraft(small, model, room.context + 16) if small else None
     ends = torch.zeros(0, dtype=torch.int64, device=ops.device)
     chance = None if survival is None else torch.tensor(survival, dtype=torch.float32, device=ops.device)
     return device_model(model, draft, room, Ending(ends, chance))

@@ -11,9 +11,10 @@ from paceline.config import FULL, SLIDING
 from paceline.device.cache import PassCache
 from paceline.device.sampling import Choice, scores
 from paceline.kernels import Reach
+from paceline.kernels.cuda import weight_of
 from paceline.kernels.gpu import parts
 from paceline.kernels.gpu.accept import Rows, Sequences, draft_rows
-from paceline.kernels.gpu.matmul import HeadWeight, quantize_head
+from paceline.kernels.gpu.matmul import head_weight
 from paceline.models.gemma4 import Target
 from paceline.models.mtp import MtpDrafter
 
@@ -27,16 +28,26 @@ class DeviceDrafter(Protocol):
         """Token ids int64 [k, B], for the positions after each sequence's last token."""
 
 
+def quantize_drafter(model: MtpDrafter, head: bool, body: bool) -> None:
+    """Keeps a drafter's dense head, its body's matrices or both in int8 from now on, and gives back the rest.
+
+    Before an `MtpDraft` is made of it. Guesses may change; what the target makes of them does not.
+    """
+    for matrix in [model.head] * head + model.body * body:
+        matrix.quantize()  # type: ignore[attr-defined]
+    if head or body:
+        torch.cuda.empty_cache()
+
+
 class MtpDraft:
     """Gemma 4's MTP assistant, k steps at one constant position: see `paceline.drafters.MtpDraft`.
 
     `back` is 0 where it stands at the bonus token's index n, 1 at n - 1.
     """
 
-    def __init__(self, model: MtpDrafter, target: Target, context: int, back: int = 0, int8: bool = False) -> None:
+    def __init__(self, model: MtpDrafter, target: Target, context: int, back: int = 0) -> None:
         self.model, self.target, self.back, self.state = model, target, back, list[Tensor]()
-        weight = model.head.tensor  # type: ignore[attr-defined]
-        self.head = quantize_head(weight) if int8 else HeadWeight(weight)
+        self.head = head_weight(weight_of(model.head))  # type: ignore[arg-type]
         self.ropes = {kind: target.ropes.get(layer, context) for kind, layer in model.kinds.items()}
         self.window = max((layer.window or 0) for layer in model.kinds.values()) or context
 

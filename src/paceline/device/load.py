@@ -11,7 +11,7 @@ from paceline.available import check_device
 from paceline.cache import MAX_TENTATIVE
 from paceline.config import read_drafter, read_target
 from paceline.device.build import device_model
-from paceline.device.drafters import MtpDraft
+from paceline.device.drafters import MtpDraft, quantize_drafter
 from paceline.device.engine import DeviceEngine
 from paceline.device.memory import Need, choose_room, held_bytes, within_memory
 from paceline.device.pilot import first_pilot
@@ -19,6 +19,7 @@ from paceline.device.serve import DeviceServer
 from paceline.kernels.cuda import CudaOps
 from paceline.kernels.gpu.accept import Ending
 from paceline.resolve import Resolved
+from paceline.roofline import int8_saved
 from paceline.structure import Ids, Structure
 from paceline.weights import drafter_headers, load_drafter, load_target, target_headers
 
@@ -42,7 +43,8 @@ def _load(resolved: Resolved, tokenizer: Tokenizer | None) -> DeviceServer:
     if isinstance(resolved.drafter, Path):
         back = int(resolved.draft_position == "n-1")
         small = load_drafter(resolved.drafter, target.config, ops)
-        draft = MtpDraft(small, target, room.context + MAX_TENTATIVE, back, resolved.int8_head)
+        quantize_drafter(small, *resolved.int8)
+        draft = MtpDraft(small, target, room.context + MAX_TENTATIVE, back)
     end_ids = frozenset(resolved.generation.eos_ids or target.config.eos_ids)
     ending = Ending(torch.tensor(sorted(end_ids), dtype=torch.int64, device=ops.device))
     model = device_model(target, draft, room, ending, resolved.generation.suppress)
@@ -57,8 +59,7 @@ def _need(resolved: Resolved) -> Need:
     weights = held_bytes(target_headers(resolved.target, config), width)
     if isinstance(resolved.drafter, Path):
         weights += held_bytes(drafter_headers(resolved.drafter), width)
-        text = read_drafter(resolved.drafter).text
-        weights += text.vocab * (text.hidden + 4) if resolved.int8_head else 0  # beside the stored head
+        weights -= round(sum(int8_saved(read_drafter(resolved.drafter), resolved.int8, width)))
     return Need(
         config=config, weights=weights, width=width, places=resolved.sequences, context=resolved.context
     )  # fmt: skip

@@ -15,7 +15,33 @@ from torch import Tensor
 
 from paceline.kernels import Branch, Heads, Mixture, Rope
 from paceline.kernels.gpu import attention, fused, matmul, moe, moe_plan, parts, ple, prefill
+from paceline.kernels.gpu.int8 import Quantised, Weight, quantize
 from paceline.kernels.reference import TorchMatrix, TorchOps
+
+
+class CudaMatrix(TorchMatrix):
+    """A weight that can be kept in int8: `tensor` [rows, cols], and then `scales` fp32 [rows]."""
+
+    scales: Tensor | None = None
+
+    def quantize(self) -> None:
+        """Keeps it in int8 from now on; what it held is given up."""
+        if self.scales is None:
+            self.tensor, self.scales = quantize(self.tensor)
+
+    def write(self, row: int, tensor: Tensor) -> None:
+        assert self.scales is None, "a quantised weight is not written to"
+        super().write(row, tensor)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def weight_of(matrix: TorchMatrix) -> Weight:
+    """The matrix as matmuls take it."""
+    scales = matrix.scales if isinstance(matrix, CudaMatrix) else None
+    return matrix.tensor if scales is None else Quantised(matrix.tensor, scales)
 
 
 class CudaStack:
@@ -60,8 +86,8 @@ class CudaOps(TorchOps):
         finally:
             self.prompt = False
 
-    def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> TorchMatrix:
-        return TorchMatrix(rows, cols, self.dtype, self.device)
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype, table: bool = False) -> CudaMatrix:
+        return CudaMatrix(rows, cols, self.dtype, self.device)
 
     def stack(self, count: int, rows: int, cols: int, dtype: torch.dtype) -> Any:
         return CudaStack(count, rows, cols, self.dtype, self.device)
@@ -70,10 +96,10 @@ class CudaOps(TorchOps):
         return ple.embed(weight.tensor, ids, scale)
 
     def linear(self, x: Tensor, weight: TorchMatrix) -> Tensor:
-        return matmul.linear(x.to(weight.tensor.dtype), weight.tensor, whole=self._whole(x))
+        return matmul.linear(x.to(self.dtype), weight_of(weight), whole=self._whole(x))
 
     def gated(self, x: Tensor, gate_up: TorchMatrix) -> Tensor:
-        return matmul.gated(x, gate_up.tensor, whole=self._whole(x))
+        return matmul.gated(x, weight_of(gate_up), whole=self._whole(x))
 
     def _whole(self, x: Tensor) -> bool:
         return self.prompt and len(x) > matmul.WIDTHS[-1]
@@ -133,7 +159,7 @@ class CudaOps(TorchOps):
         return fused.combine_experts(dense.y, dense.norm, sparse.y, weights, sparse.norm, eps)
 
     def logits(self, x: Tensor, head: TorchMatrix, cap: float | None) -> Tensor:
-        return matmul.head_logits(x, matmul.HeadWeight(head.tensor, cap or 0.0))
+        return matmul.head_logits(x, matmul.head_weight(weight_of(head), cap or 0.0))
 
     def store(self, slots: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         keys, values = (torch.zeros(slots, kv_heads, head_dim, device=self.device, dtype=self.dtype) for _ in range(2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from paceline.cache import KVCache
 from paceline.config import DrafterConfig, TextConfig
 from paceline.errors import CheckpointError
-from paceline.kernels import Array, Reach
+from paceline.kernels import Array, Matrix, Reach
 from paceline.models.gemma4 import Target
 from paceline.models.layers import build_layer
 from paceline.models.plan import Plan
@@ -40,6 +40,12 @@ class MtpDrafter:
         self.centroids = plan.matrix({"masked_embedding.centroids.weight": count}, text.hidden)
         ordering = plan.indices("masked_embedding.token_ordering", text.vocab)
         self.clusters = ordering.reshape(count, text.vocab // count)
+
+    @property
+    def body(self) -> list[Matrix]:
+        """The matrices that every step reads, whatever the head."""
+        layers = [matrix for b in self.blocks for matrix in (b.qkv, b.output, b.gate_up, b.down)]
+        return [self.pre_projection, *layers, self.post_projection]
 
     def rows(self, target: Target, cache: KVCache, position: int) -> dict[str, Reach]:
         """What one query at the constant `position` attends: the last window of the cache, or all of it."""

@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paceline.kernels.gpu.int8 import Weight, numbers_of
 from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
 from paceline.kernels.gpu.maths import gelu_tanh, tanh
 from paceline.kernels.gpu.parts import prefetch
-from paceline.kernels.gpu.tuned import TUNED
+from paceline.kernels.gpu.tuned import TUNED, TUNED_INT8
 
 MAX_ROWS = 128  # of a tile that many rows are cut into
 WIDTHS = (16, 32, 48, 64, 80, 96, 128, 160, 192)  # of a tile that holds all rows of a call
@@ -39,9 +40,10 @@ class Tile(NamedTuple):
 
 
 @cache
-def tile_of(rows: int, cols: int, gated: bool) -> Tile:
+def tile_of(rows: int, cols: int, gated: bool, int8: bool = False) -> Tile:
     """The tile of a weight [rows, cols], measured where TUNED has it, else by rule: about four blocks a processor."""
-    found = TUNED.get((rows, cols, gated))
+    key = rows, cols, gated
+    found = (TUNED_INT8.get(key) if int8 else None) or TUNED.get(key)
     if found:
         return Tile(*found["tile"])
     bk = min(128, pow2(cols, 16))
@@ -119,7 +121,7 @@ def _rows_of(R: tl.constexpr, MORE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def _linear(
-    x, w, out, n, N, K, part,
+    x, w, scales, out, n, N, K, part,
     R: tl.constexpr, MORE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
     INSIDE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -138,10 +140,20 @@ def _linear(
             next, next_more = _partial(x, w, rows, r, more_r, n, N, K, begin, stop, R, MORE, BN, BK, EVEN)
             acc += next
             more += next_more
+    acc, more = _scaled(acc, more, scales, rows, N)
     out += tl.program_id(2).to(tl.int64) * n * N
     _store(out, acc, r, rows, n, N)
     if MORE:
         _store(out, more, more_r, rows, n, N)
+
+
+@triton.jit
+def _scaled(acc, more, scales, rows, N):
+    """Sums [BN, R] and [BN, MORE] of a weight in int8, times its rows' scales; as they are without scales."""
+    if scales is not None:
+        scale = tl.load(scales + rows, mask=rows < N, other=0.0)[:, None]
+        acc, more = acc * scale, more * scale
+    return acc, more
 
 
 @triton.jit
@@ -160,7 +172,7 @@ def _geglu(acc, R: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def _gated(
-    x, w, out, n, N, K,
+    x, w, scales, out, n, N, K,
     R: tl.constexpr, MORE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
     LINES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -175,6 +187,7 @@ def _gated(
         _prefetch_rows(w, rows, 2 * N, K, 0, K, LINES, PDL)
     wait(PDL)
     acc, more = _partial(x, w, rows, r, more_r, n, 2 * N, K, 0, K, R, MORE, BN, BK, EVEN)
+    acc, more = _scaled(acc, more, scales, rows, 2 * N)
     column = tl.program_id(1) * HALF + tl.arange(0, HALF)
     _store(out, _geglu(acc, R, BN), r, column, n, N)
     if MORE:
@@ -301,39 +314,44 @@ def part_of(cols: int, tile: Tile) -> int:
 
 
 def linear(
-    x: Tensor, weight: Tensor, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
+    x: Tensor, weight: Weight, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
 ) -> Tensor:
     """x [n, K] times weight [N, K] transposed, as parts fp32 [S, n, N] to be added in order; S = 1 if `whole`.
 
     A tile or a cut of one's own is for tests and measurements.
     """
-    (n, cols), rows = x.shape, len(weight)
+    w, scales = numbers_of(weight)
+    (n, cols), rows = x.shape, len(w)
     key = rows, cols, False
+    tile = tile or (None if scales is None else tile_of(*key, int8=True))
     c = _fitted(cut or (launch_of(n, tile, rows) if tile else prompt_cut(key) if whole else cut_of(n, key)), x)
     tile = tile or tile_of(*key)
     part = part_of(cols, tile._replace(split=1) if whole else tile)
-    split = 1 if c.inside else cdiv(cols, part)
+    inside = c.inside and scales is None  # each part is scaled before it is added
+    split = 1 if inside else cdiv(cols, part)
     out = scratch((split, n, rows), x)
     _linear[cdiv(n, c.width), cdiv(rows, c.bn), split](
-        x, weight, out, n, rows, cols, part, R=c.r, MORE=c.more, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0,
-        INSIDE=c.inside and part < cols, LINES=c.lines, **options(num_warps=c.warps, num_stages=c.stages),
+        x, w, scales, out, n, rows, cols, part, R=c.r, MORE=c.more, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0,
+        INSIDE=inside and part < cols, LINES=c.lines, **options(num_warps=c.warps, num_stages=c.stages),
     )  # fmt: skip
     return out
 
 
 def gated(
-    x: Tensor, weight: Tensor, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
+    x: Tensor, weight: Weight, tile: Tile | None = None, cut: Launch | None = None, whole: bool = False
 ) -> Tensor:
     """gelu(gate) * up of x [n, K] with weight [2 I, K], gate rows first: [n, I] in x's dtype."""
-    (n, cols), rows = x.shape, len(weight) // 2
+    w, scales = numbers_of(weight)
+    (n, cols), rows = x.shape, len(w) // 2
     key = 2 * rows, cols, True
+    tile = tile or (None if scales is None else tile_of(*key, int8=True))
     c = _fitted(
         cut or (launch_of(n, tile, 2 * rows, True) if tile else prompt_cut(key) if whole else cut_of(n, key)), x
     )
     tile, out = tile or tile_of(*key), scratch((n, rows), x, x.dtype)
     _gated[cdiv(n, c.width), cdiv(2 * rows, c.bn)](
-        x, weight, out, n, rows, cols, R=c.r, MORE=c.more, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0, LINES=c.lines,
-        **options(num_warps=c.warps, num_stages=c.stages),
+        x, w, scales, out, n, rows, cols, R=c.r, MORE=c.more, BN=c.bn, BK=c.bk, EVEN=cols % tile.bk == 0,
+        LINES=c.lines, **options(num_warps=c.warps, num_stages=c.stages),
     )  # fmt: skip
     return out
 
@@ -346,16 +364,10 @@ class HeadWeight(NamedTuple):
     scales: Tensor | None = None
 
 
-def quantize_head(weight: Tensor) -> HeadWeight:
-    """The head in int8, each row scaled by its greatest magnitude: half the bytes, for a drafter's guesses only."""
-    weights = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
-    for start in range(0, len(weight), 16384):  # in parts: an fp32 copy of the whole would be twice the head
-        part = weight[start : start + 16384].float()
-        scale = part.abs().amax(1).clamp(min=1e-12) / 127
-        weights[start : start + 16384] = (part / scale[:, None]).round().to(torch.int8)
-        scales[start : start + 16384] = scale
-    return HeadWeight(weights, 0.0, scales)
+def head_weight(weight: Weight, cap: float = 0.0) -> HeadWeight:
+    """A weight [V, K] as an LM head."""
+    numbers, scales = numbers_of(weight)
+    return HeadWeight(numbers, cap, scales)
 
 
 def head_logits(x: Tensor, head: HeadWeight) -> Tensor:
