@@ -24,6 +24,7 @@ from paceline.errors import UsageError
 from paceline.hub import EMBEDDED_PAIR
 from paceline.llm import LLM
 from paceline.models.gemma4 import Target
+from paceline.sampling import Sampler
 from paceline.structure import Constraint, Ids, Structure, check_structure
 from paceline.types import ACCEPT_MODES, Completion, SamplingParams
 
@@ -42,7 +43,11 @@ REGEX = "(ab|ba){2,6}[xyz]{1,5}(end|stop)?"
 WISHES: dict[str, dict[str, Any]] = {
     "json_schema": {"json_schema": SCHEMA}, "regex": {"regex": REGEX}, "grammar": {"grammar": LARK}
 }  # fmt: skip
-WRITING = {"greedy": SamplingParams(), "sampled": SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=3)}
+WRITING = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=3),
+    "whole": SamplingParams(temperature=1.0, seed=3),
+}
 NEW = 60
 PIECES = [
     '{"',
@@ -210,22 +215,106 @@ def test_masks_that_overlook_the_drafted_prefix_are_caught(
         check_zoo(model, structure, params)
 
 
-def test_a_round_computes_each_mask_once(model: Model, structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guesses and rows behind the same drafts share one; none is computed behind a draft that did not stay."""
-    honest, computed = Constraint._compute, list[int]()
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many drafts stood before each mask that was computed."""
+    honest, found = Constraint._compute, list[int]()
 
     def compute(self: Constraint) -> bytes:
-        computed.append(len(self.ahead))
+        found.append(len(self.ahead))
         return honest(self)
 
-    params = replace(WRITING["greedy"], max_tokens=NEW, regex=REGEX)
-    plain = write(model, structure, NoDrafter(), params, 0).token_ids
     monkeypatch.setattr(Constraint, "_compute", compute)
-    write(model, structure, NoDrafter(), params, 0)
+    return found
+
+
+def test_a_round_computes_each_mask_once(model: Model, structure: Structure, computed: list[int]) -> None:
+    """Guesses and rows behind the same drafts share one; none is computed behind a draft that did not stay."""
+    params = replace(WRITING["sampled"], max_tokens=NEW, regex=REGEX)
+    plain = write(model, structure, NoDrafter(), params, 0).token_ids
     assert computed == [0] * len(plain)
     computed.clear()
     done = write(model, structure, ZOO["mtp"](model, []), params, 3)
     assert len(computed) <= 4 * done.stats.rounds + 1
+    computed.clear()
+    done = write(model, structure, ZOO["right-then-wrong"](model, PROMPT + plain + [7] * 9), params, 3)
+    assert len(computed) <= len(plain) + done.stats.rounds  # and one for a draft at most whose mask nobody needs
+
+
+@pytest.mark.parametrize("writing", ["greedy", "whole"])
+def test_masks_are_computed_only_for_choices_that_they_change(
+    model: Model, structure: Structure, computed: list[int], monkeypatch: pytest.MonkeyPatch, writing: str
+) -> None:
+    """The greatest of all stays the greatest of those allowed; the text is that of a sampler that always masks."""
+    params, honest, forbidden = replace(WRITING[writing], max_tokens=NEW, regex="[ -~]{30}"), Constraint.allows, [0]
+
+    def allows(self: Constraint, draft: Sequence[int], token: int) -> bool:
+        found = honest(self, draft, token)
+        forbidden[0] += not found and token not in self.end_ids  # whether the text may end is read off a mask
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Constraint, "allows", allows)
+        plain = write(model, structure, NoDrafter(), params, 0).token_ids
+    assert 0 < forbidden[0] <= len(computed) < len(plain)
+    check_zoo(model, structure, params)
+    monkeypatch.setattr(Sampler, "picks", False)
+    assert check_zoo(model, structure, params).token_ids == plain
+
+
+@pytest.mark.parametrize("rules", [{}, {"repetition_penalty": 1.3, "presence_penalty": 0.5, "logit_bias": {9: 2.0}}])
+@pytest.mark.parametrize("name", WISHES)
+def test_rows_that_are_not_masked_change_no_text(
+    model: Model, structure: Structure, monkeypatch: pytest.MonkeyPatch, name: str, rules: dict[str, Any]
+) -> None:
+    params = [replace(WRITING[way], max_tokens=NEW, **WISHES[name], **rules) for way in ("greedy", "whole")]
+    plain = [check_zoo(model, structure, each).token_ids for each in params]
+    monkeypatch.setattr(Sampler, "picks", False)
+    assert [check_zoo(model, structure, each).token_ids for each in params] == plain
+
+
+def test_rows_that_are_cut_must_be_masked(
+    model: Model, structure: Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Negative control: what top-k leaves depends on what the grammar leaves."""
+    params = [
+        SamplingParams(temperature=2.0, top_k=3, seed=seed, max_tokens=NEW, regex="[a-z]{20}") for seed in range(5)
+    ]
+    honest = [write(model, structure, NoDrafter(), each, 0).token_ids for each in params]
+    monkeypatch.setattr(Sampler, "picks", True)
+    assert [write(model, structure, NoDrafter(), each, 0).token_ids for each in params] != honest
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_a_matcher_reads_what_its_masks_allow(structure: Structure, name: str) -> None:
+    """Token by token along random texts: asked with a mask and without one, and with drafts before it."""
+    rng = np.random.default_rng(2)
+    masked, asked = (structure.constraint(SamplingParams(**WISHES[name])) for _ in range(2))
+    assert masked is not None
+    assert asked is not None
+    draft: list[int] = []
+    for _ in range(12):
+        allowed = tokens_of(masked.allowed(draft))
+        assert {token for token in range(VOCAB) if asked.allows(draft, token)} == allowed
+        assert not asked.allows([*draft, min(set(range(VOCAB)) - allowed)], 9)  # nothing follows what is forbidden
+        asked.masks.clear()
+        if not allowed - {*EOS}:
+            break
+        draft.append(int(rng.choice(sorted(allowed - {*EOS}))))
+        if len(draft) == 4:
+            masked.extend(draft)
+            asked.extend(draft)
+            draft = []
+
+
+def test_what_never_comes_out_is_never_read(tokenizer: Tokenizer) -> None:
+    a, b = tokenizer.token_to_id("a"), tokenizer.token_to_id("b")
+    constraint = Structure(tokenizer, Ids(VOCAB, frozenset(EOS), (a,))).constraint(SamplingParams(regex="[ab]{4}"))
+    assert constraint is not None
+    assert not constraint.allows([], a)
+    assert constraint.legal([b, a, b]) == 1
+    constraint.allowed([b, a])
+    assert constraint.legal([b, a, b]) == 1
 
 
 def test_slices_of_words_change_no_mask(structure: Structure, tokenizer: Tokenizer) -> None:
