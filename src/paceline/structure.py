@@ -2,7 +2,8 @@
 
 llguidance compiles grammars and computes masks; it is imported when the first request asks for one. A mask belongs to
 a position, not to a round: a verified row gets the mask that holds after the drafts before it, so the text is the same
-with and without drafts. Drafts that a grammar forbids are cut before the target sees them.
+with and without drafts. Drafts that a grammar forbids are cut before the target sees them. Whether a single token may
+come is cheaper to know than which may: the matcher just reads it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from paceline.errors import UsageError
 from paceline.types import SamplingParams
 
 Bits = npt.NDArray[np.uint32]
+WORD = np.dtype("<u4")
 # Any space that JSON allows, but not without end: models like to go on with it for ever.
 SPACE = {"whitespace_pattern": r"[ \n\t]{1,20}"}
 # Tokens that llguidance knows beforehand to match these: where one holds, a mask takes them all at once, and only the
@@ -92,7 +94,7 @@ class Constraint:
     def _mask(self, draft: tuple[int, ...]) -> Bits:
         self._read(draft)
         computed = self._compute()
-        mask: Bits = np.frombuffer(computed, "<u4")[: len(self.every)]
+        mask: Bits = np.frombuffer(computed, WORD, len(self.every))
         if self.ids.suppress:
             mask = mask & self.every
         if computed.startswith(self.nothing) or (self.ids.suppress and not mask.any()):
@@ -123,7 +125,9 @@ class Constraint:
 
     def _end(self, tokens: Sequence[int]) -> int:
         """Where the first token stands that no other follows; the length without one."""
-        return next((i for i, token in enumerate(tokens) if token in self.apart), len(tokens))
+        if self.apart.isdisjoint(tokens):
+            return len(tokens)
+        return next(i for i, token in enumerate(tokens) if token in self.apart)
 
 
 def _bits(vocab: int, missing: Sequence[int]) -> Bits:
