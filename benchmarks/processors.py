@@ -190,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     common.set_threads(options.threads)
     told = {"prompts": options.prompts, "max_tokens": options.max_tokens, "k": K}
-    record = common.head("paceline-processors/1", ["CPU", "embedded miniature, trained for tests"], told)
+    record = common.head("paceline-processors/2", ["CPU", "embedded miniature, trained for tests"], told)
     llm, prompts = LLM.from_pretrained("embedded", min_confidence=0.0), sample(load_prompts(None), options.prompts, 0)
     llm.warm_up()
     measure(llm, prompts[:1], 16)  # compiles grammars and what else is first used here

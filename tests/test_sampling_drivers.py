@@ -179,7 +179,7 @@ def test_the_documents_tables_are_the_records() -> None:
     assert "20,000 texts a mode do not differ (p = 0.25)" in line({"summary": summary})
     shares = {name: {"rules": {"share": 0.01}, "choosing": {"share": share}, "llguidance": {"share": 0.0}}
               for name, share in {"greedy": 0.02, "top-k, top-p": 0.07}.items()}  # fmt: skip
-    table, line = readme_table.VIEWS["paceline-processors/1"]
+    table, line = readme_table.VIEWS["paceline-processors/2"]
     large = {"round_bytes": 5e9, "copy_bytes_per_s": 5e10, "least_round_ms": 100.0,
              "ways": {"greedy": {"choosing_ms": 1.0, "share_at_most": 1 / 101}}}  # fmt: skip
     shown = table({"summary": shares, "at_e2b_size": large, "options": {"k": 3}})

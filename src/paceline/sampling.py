@@ -92,7 +92,7 @@ class Sampler:
             return self.ops.draw(self._rows(logits, draft), None, self.cuts, (self.params.seed, first), draft)
         if not self.picks:
             return self._verify_masked(logits, first, draft)
-        rows = self._possible(self._ruled(logits, None, draft))
+        rows = self._rows(logits, draft, masked=False)
         chosen = self.ops.draw(rows, None, self.cuts, (self.params.seed, first), draft)
         last = len(chosen) - 1  # the others are drafts, of which none is left that the grammar forbids
         if self.constraint.allows(draft[:last], chosen[last]):
@@ -125,14 +125,15 @@ class Sampler:
         The token will follow `draft`, which follows what was emitted. Coupled: by the target's noise at that position;
         otherwise drawn, and then it must be verified.
         """
-        logits = self._ruled(logits, ids, draft)
+        if self.context is not None:
+            logits = self._ruled(self.context, logits, ids, draft)
         if self.constraint is None:
             return self._guess(logits, ids, position, draft)
         if self.picks:
             token = self._guess(logits, ids, position, draft)
             if self.constraint.allows(draft, token):
                 return token
-        logits = self._masked(logits, ids, draft)
+        logits = self._masked(self.constraint, logits, ids, draft)
         if logits is None:  # the grammar allows nothing that the drafter sees; whatever is guessed here is cut
             return 0 if ids is None else int(ids[0, 0])
         return self._guess(logits, ids, position, draft)
@@ -143,29 +144,31 @@ class Sampler:
             return self.rejection.draw(self._laws(logits, ids).row(0), position - len(draft), len(draft))
         return self.ops.draw(logits, ids, self.cuts, (self.params.seed, position))[0]
 
-    def _rows(self, logits: Array, draft: Sequence[int]) -> Array:
+    def _rows(self, logits: Array, draft: Sequence[int], masked: bool = True) -> Array:
         """Every row [n, vocab] under the rules, grammar and suppression that hold after the drafts before it."""
-        return self._possible(self._masked(self._ruled(logits, None, draft), None, draft))
-
-    def _possible(self, logits: Array) -> Array:
-        """The same rows without the tokens that never come out."""
+        if self.context is not None:
+            logits = self._ruled(self.context, logits, None, draft)
+        if masked and self.constraint is not None:
+            logits = self._masked(self.constraint, logits, None, draft)
         return self.ops.mask_columns(logits, self.suppress) if self.suppress else logits
 
-    def _ruled(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+    def _ruled(self, context: Context, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
         """The rows [n, vocab], as rules have them, the last after all of the draft.
 
         Or one row [1, m] of a drafter that scores `ids` only; ids it leaves out count as impossible.
         """
-        return logits if self.context is None else self.ops.reshape(logits, ids, self.context.rules, draft)
+        return self.ops.reshape(logits, ids, context.rules, draft)
 
-    def _masked(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+    def _masked(self, constraint: Constraint, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
         """The same rows with nothing left that the grammar forbids; None where that leaves nothing of a part."""
-        if self.constraint is None:
-            return logits
         if len(logits) == 1:
-            return self.ops.permit(logits, ids, self.constraint.allowed(draft)[None])
+            return self.ops.permit(logits, ids, constraint.allowed(draft)[None])
         ends = range(len(draft) - len(logits) + 1, len(draft) + 1)
-        return self.ops.permit(logits, ids, np.array([self.constraint.allowed(draft[:end]) for end in ends]))
+        return self.ops.permit(logits, ids, np.array([constraint.allowed(draft[:end]) for end in ends]))
+
+    def _laws(self, logits: Array, ids: Array | None) -> Laws:
+        """What each processed row [n, m] draws a token from."""
+        return Laws(*self.ops.laws(logits, ids, self.cuts))
 
     def _report(self, logits: Array, token: int) -> TokenLogprobs:
         """Log-probabilities of the token that the unprocessed row [1, vocab] brought forth, and of the likeliest."""
@@ -173,10 +176,6 @@ class Sampler:
         logs = log_softmax(self.ops.host(logits)[0])
         best = self.ops.host(self.ops.top(logits, self.params.logprobs)[0])[0] if self.params.logprobs else ()
         return TokenLogprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in best))
-
-    def _laws(self, logits: Array, ids: Array | None) -> Laws:
-        """What each processed row [n, m] draws a token from."""
-        return Laws(*self.ops.laws(logits, ids, self.cuts))
 
 
 def count_agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:
