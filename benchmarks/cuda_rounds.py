@@ -43,6 +43,9 @@ def plans(name: str) -> dict[str, ShapeOptions]:
     if name in ("12b", "26b-a4b", "31b"):
         found["int8 head"] = options(batches=(1, 8, 16), ks=(2, 4, 6, 8), tokens=400, int8_head=True)
         found["int8 drafter"] = options(ks=(2, 3, 4, 5, 6, 7, 8), tokens=400, int8_head=True, int8_body=True)
+        found["int8 drafter batches"] = options(
+            batches=(8, 16), ks=(2, 4, 6, 8), tokens=0, int8_head=True, int8_body=True
+        )
     return found
 
 

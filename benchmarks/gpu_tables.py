@@ -29,9 +29,9 @@ def best(run: Record, batch: int = 1) -> Record:
 
 
 def rate(row: Record) -> float:
-    """Tokens per second: measured where the served engine ran, else expected tokens over the round's time."""
-    served: float = row.get("tokens_per_s") or row["batch"] * row["expected_tokens"] / (row["ms"] * 1e-3)
-    return served
+    """Tokens per second: the expected tokens of a round, as often as the served engine, or the timer, ran one."""
+    served = row["tokens_per_s"] / row["tokens_per_round"] if "tokens_per_s" in row else row["batch"] * 1e3 / row["ms"]
+    return float(served * row["expected_tokens"])
 
 
 def time(row: Record | None, bandwidth: float) -> str:
@@ -51,23 +51,32 @@ def rounds_table(table: Table) -> Callable[[Record], str]:
         rows, top_speed = [], bandwidth(record)
         for name, runs in record["sizes"].items():
             alone, contexts = runs["alone"], runs.get("contexts", {"rows": []})
-            plain, top = row_of(alone, 1, 0), best(alone)
+            plain = row_of(alone, 1, 0)
             assert plain is not None
             rows.append((
                 NAMES[name], f"{plain['bytes'] / 1e9:.1f} GB", f"{plain['bytes'] / top_speed * 1e3:.2f}",
                 time(plain, top_speed), time(row_of(alone, 1, 4), top_speed),
                 time(row_of(contexts, 1, 0, 8192), top_speed),
-                f"{rate(plain):.0f}", f"{rate(top):.0f} (k = {top['k']})",
+                f"{rate(plain):.0f}", fastest(runs, "alone"), fastest(runs, "int8 drafter"),
             ))  # fmt: skip
         columns = ("", "bytes a token", "bound, ms", "plain round, ms", "k = 4, ms", "plain at 8k, ms",
-                   "tokens/s plain", "tokens/s, best k")  # fmt: skip
+                   "tokens/s plain", "tokens/s, best k", "drafter in int8")  # fmt: skip
         note = (
             f"Batch 1, bf16, context 170; in brackets the bytes that had to move over the time, as a share of the copy"
-            f" bandwidth ({top_speed / 1e12:.2f} TB/s). Random weights, acceptance {described(record)}."
+            f" bandwidth ({top_speed / 1e12:.2f} TB/s). Random weights; tokens/s as expected of"
+            f" the acceptance, {described(record)}."
         )
         return f"{table(columns, rows)}\n\n{note}"
 
     return show
+
+
+def fastest(runs: Record, plan: str) -> str:
+    """Tokens per second with the best draft length of a plan at batch 1."""
+    if plan not in runs:
+        return ""
+    top = best(runs[plan])
+    return f"{rate(top):.0f} (k = {top['k']})"
 
 
 def bandwidth(record: Record) -> float:
@@ -124,7 +133,7 @@ def beside_table(table: Table, record: Record) -> str:
             own = found_row(runs, batch, k)
             vllm, aim = (anchors[name][kind].get(str(k), {}).get(str(batch)) for kind in ("vllm", "aim"))
             if own and (vllm or aim):
-                smaller = (row_of(runs[plan], batch, k) if plan in runs else None for plan in INT8)
+                smaller = (found_row(runs, batch, k, (plan, f"{plan} batches")) for plan in INT8)
                 rows.append((
                     NAMES[name], str(k), str(batch), f"{own['ms']:.2f}",
                     *(f"{row['ms']:.2f}" if row else "" for row in smaller),
@@ -135,9 +144,9 @@ def beside_table(table: Table, record: Record) -> str:
     return "\n\n".join([table(columns, rows), *notes(record)])
 
 
-def found_row(runs: Record, batch: int, k: int) -> Record | None:
-    """The row of a setting among the plans that take the sizes as they are."""
-    found = (row_of(runs[label], batch, k) for label in ("alone", "batches") if label in runs)
+def found_row(runs: Record, batch: int, k: int, plans: Sequence[str] = ("alone", "batches")) -> Record | None:
+    """The row of a setting in the first of these plans that has it; these take the sizes as they are."""
+    found = (row_of(runs[label], batch, k) for label in plans if label in runs)
     return next((row for row in found if row), None)
 
 

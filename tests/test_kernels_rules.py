@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_kernels import both, rand
 
-from paceline.kernels import Rules
+from paceline.kernels import Rules, get_ops
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
@@ -52,3 +52,17 @@ def test_masks_let_through_what_their_bits_say(vocab: int) -> None:
     ids = torch.from_numpy(rng.permutation(vocab)[None, : rng.integers(1, vocab + 1)])
     (part,) = both("permit", x[:1, ids[0]], ids, bits[:1], rtol=0, atol=0)
     assert torch.equal(part, masked[:1, ids[0]])
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_part_without_a_token_is_none(name: str) -> None:
+    """Rows of the whole vocabulary are rows all the same; one token that is left makes a part a row."""
+    ops, bits = get_ops(name), np.zeros((1, 2), np.uint32)
+    x, ids = ops.array(rand(1, 3)), ops.indices([40, 7, 63])[None]
+    assert ops.permit(x, ids, bits) is None
+    assert ops.host(ops.permit(ops.array(rand(1, 64)), None, bits)).max() == -np.inf
+    bits[0, 1] = 1 << 40 % 32
+    left = ops.host(ops.permit(x, ids, bits))
+    assert left.tolist() == [[ops.host(x)[0, 0], -np.inf, -np.inf]]
+    bits[0, 1] = 1 << 30
+    assert ops.permit(x, ids, bits) is None

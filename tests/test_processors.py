@@ -221,8 +221,8 @@ def check_counted_through_drafts(model: Model) -> None:
 
 def test_min_tokens_counts_the_drafted_prefix(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     check_counted_through_drafts(model)
-    honest = Sampler.choose
-    monkeypatch.setattr(Sampler, "choose", lambda self, logits, position, draft=(): honest(self, logits, position))
+    honest = Sampler._rows
+    monkeypatch.setattr(Sampler, "_rows", lambda self, logits, draft: honest(self, logits, ()))
     with pytest.raises(AssertionError, match=r"\('[\w-]+', [1-5]\)"):
         check_counted_through_drafts(model)
 
@@ -235,8 +235,8 @@ def test_rules_that_overlook_the_drafted_prefix_are_caught(
     model: Model, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: a sampler that processes every row after the emitted tokens only."""
-    honest = Sampler.choose
-    monkeypatch.setattr(Sampler, "choose", lambda self, logits, position, draft=(): honest(self, logits, position))
+    honest = Sampler._rows
+    monkeypatch.setattr(Sampler, "_rows", lambda self, logits, draft: honest(self, logits, ()))
     with pytest.raises(AssertionError, match=r"\('[\w-]+', [1-5]\)"):
         test_no_drafter_changes_a_text_with_rules(model, name)
 

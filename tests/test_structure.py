@@ -42,7 +42,11 @@ REGEX = "(ab|ba){2,6}[xyz]{1,5}(end|stop)?"
 WISHES: dict[str, dict[str, Any]] = {
     "json_schema": {"json_schema": SCHEMA}, "regex": {"regex": REGEX}, "grammar": {"grammar": LARK}
 }  # fmt: skip
-WRITING = {"greedy": SamplingParams(), "sampled": SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=3)}
+WRITING = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=3),
+    "whole": SamplingParams(temperature=1.0, seed=3),
+}
 NEW = 60
 PIECES = [
     '{"',
@@ -208,40 +212,6 @@ def test_masks_that_overlook_the_drafted_prefix_are_caught(
     monkeypatch.setattr(Constraint, "allowed", lambda self, draft=(): honest(self))
     with pytest.raises(AssertionError, match=r"\('[\w-]+', [135]\)"):
         check_zoo(model, structure, params)
-
-
-def test_a_round_computes_each_mask_once(model: Model, structure: Structure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guesses and rows behind the same drafts share one; none is computed behind a draft that did not stay."""
-    honest, computed = Constraint._compute, list[int]()
-
-    def compute(self: Constraint) -> bytes:
-        computed.append(len(self.ahead))
-        return honest(self)
-
-    params = replace(WRITING["greedy"], max_tokens=NEW, regex=REGEX)
-    plain = write(model, structure, NoDrafter(), params, 0).token_ids
-    monkeypatch.setattr(Constraint, "_compute", compute)
-    write(model, structure, NoDrafter(), params, 0)
-    assert computed == [0] * len(plain)
-    computed.clear()
-    done = write(model, structure, ZOO["mtp"](model, []), params, 3)
-    assert len(computed) <= 4 * done.stats.rounds + 1
-
-
-def test_slices_of_words_change_no_mask(structure: Structure, tokenizer: Tokenizer) -> None:
-    library = module.require_llguidance("regex")
-    bare = library.LLTokenizer(tokenizer.to_str(), n_vocab=VOCAB, eos_token=sorted(EOS), slices=[])
-    spoken = [i for i in range(VOCAB) if re.fullmatch("[a-zA-Z]+", tokenizer.id_to_token(i) or "")]
-    for regex in ("[a-z ]{3,40}", "[a-zA-Z ,.]{2,9}", "(ab|ba){2,6}[xyz]{1,5}", '"[^"]{1,20}"'):
-        constraint = structure.constraint(SamplingParams(regex=regex))
-        assert constraint is not None
-        matcher = library.LLMatcher(bare, module.compile_grammar("regex", regex))
-        for token in np.random.default_rng(1).choice(spoken, 60):
-            mask = np.frombuffer(matcher.compute_bitmask(), np.uint32)[: VOCAB // 32]
-            assert np.array_equal(constraint.allowed(), mask)
-            if tokens_of(mask) >= {int(token)}:
-                matcher.consume_tokens([int(token)])
-                constraint.extend([int(token)])
 
 
 def test_forbidden_drafts_never_reach_the_target(

@@ -10,7 +10,8 @@ decide over these alone (`kernels/choose.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,15 +56,14 @@ class Laws(NamedTuple):
             return cls(np.empty((0, 0), np.int64), np.empty((0, 0)))
         width = max([len(law.ids) for law in laws])
         parts = [law if len(law.ids) == width else law.filled(width) for law in laws]
-        ids, chances = np.concatenate([law.ids for law in parts]), np.concatenate([law.chances for law in parts])
-        return cls(ids.reshape(-1, width), chances.reshape(-1, width))
+        return cls(np.array([law.ids for law in parts]), np.array([law.chances for law in parts]))
 
 
 class Rejection:
     """Draws and tests the drafts of one text in "rejection" or "block" mode."""
 
     def __init__(self, mode: AcceptMode, seed: int) -> None:
-        self.mode, self.seed = mode, seed
+        self.mode, self.seed, self.word = mode, seed, np.uint64(seed)
         self.drawn: list[tuple[int, Law]] = []
 
     def draw(self, law: Law, first: int, step: int) -> int:
@@ -104,19 +104,23 @@ DRAWN = [np.uint64(word(Purpose.DRAFT, step)) for step in range(MAX_TENTATIVE)]
 TESTED = np.uint64(word(Purpose.ACCEPT, 0)), np.uint64(word(Purpose.RESIDUAL, 0))
 
 
-def _draw(self: Rejection, law: Law, first: int, step: int) -> int:
+@cache
+def _compiled() -> Any:
+    """The kernels, which only texts need whose drafts are tested."""
     from paceline.kernels import choose
 
-    key = np.uint64(self.seed), np.uint64(first)
-    return int(choose.draw_law(law.chances, law.ids, key, DRAWN[step]))
+    return choose
+
+
+def _draw(self: Rejection, law: Law, first: int, step: int) -> int:
+    key = self.word, np.uint64(first)
+    return int(_compiled().draw_law(law.chances, law.ids, key, DRAWN[step]))
 
 
 def _settle(self: Rejection, laws: tuple[Laws, Laws], first: int, draft: Sequence[int]) -> tuple[int, int]:
     """How many drafts stay, and the token after them; laws: those of the drafts, and the target's."""
-    from paceline.kernels import choose
-
-    key, (q, p) = (np.uint64(self.seed), np.uint64(first)), laws
-    kept, token = choose.settle(self.mode == "block", np.array(draft, np.int64), TESTED, key, q[:], p[:])
+    key, (q, p) = (self.word, np.uint64(first)), laws
+    kept, token = _compiled().settle(self.mode == "block", np.array(draft, np.int64), TESTED, key, q[:], p[:])
     if kept < 0:
         raise UsageError(verification.RULED_OUT)
     return int(kept), int(token)

@@ -55,9 +55,12 @@ class Sampler:
         self.context = Context(self.params, prompt, list(self.end_ids), vocab) if reshapes(self.params) else None
 
     @property
-    def reshapes(self) -> bool:
-        """Whether rules or a grammar change rows."""
-        return self.context is not None or self.constraint is not None
+    def picks(self) -> bool:
+        """Whether a token is chosen that is the greatest of all, and so of any that it is among: a mask that allows it
+        changes nothing. Where rows are cut first, what is left depends on the others; tested drafts need whole laws.
+        """
+        whole = not self.cuts.top_k and self.cuts.top_p >= 1.0 and not self.cuts.min_p
+        return self.rejection is None and (whole or not self.cuts.temperature)
 
     def extend(self, tokens: Sequence[int], logits: Array) -> None:
         """These tokens were emitted, the r-th by row r of logits [at least n, vocab]."""
@@ -85,13 +88,28 @@ class Sampler:
         """
         if self.rejection is not None:
             return self.rejection.verify(self._laws(self._rows(logits, draft), None), first, draft)
-        if not self.reshapes:
+        if self.constraint is None:
             return self.ops.draw(self._rows(logits, draft), None, self.cuts, (self.params.seed, first), draft)
-        chosen: list[int] = []
-        for r in range(len(logits)):  # row by row: what follows a draft that does not stay is nobody's
-            chosen += self.choose(self.ops.rows(logits, r, r + 1), first + r, draft[:r])
-            if chosen[r:] != list(draft[r : r + 1]):
-                break
+        if not self.picks:
+            return self._verify_masked(logits, first, draft)
+        rows = self._rows(logits, draft, masked=False)
+        chosen = self.ops.draw(rows, None, self.cuts, (self.params.seed, first), draft)
+        last = len(chosen) - 1  # the others are drafts, of which none is left that the grammar forbids
+        if self.constraint.allows(draft[:last], chosen[last]):
+            return chosen
+        return self._verify_masked(logits, first, draft, last)
+
+    def _verify_masked(self, logits: Array, first: int, draft: Sequence[int], start: int = 0) -> list[int]:
+        """`verify` under the grammar, of which the rows before `start` chose their drafts."""
+        assert self.constraint is not None
+        chosen, r = list(draft[:start]), start
+        while r < len(logits) and chosen == list(draft[:r]):
+            stop = r + 1  # what follows a draft that does not stay is nobody's: no mask is computed for it
+            while stop < len(logits) and self.constraint.knows(draft[:stop]):
+                stop += 1
+            rows = self._rows(self.ops.rows(logits, r, stop), draft[: stop - 1])
+            chosen += self.ops.draw(rows, None, self.cuts, (self.params.seed, first + r), draft[r:stop])
+            r = stop
         return chosen
 
     def choose(self, logits: Array, position: int, draft: Sequence[int] = ()) -> list[int]:
@@ -107,33 +125,50 @@ class Sampler:
         The token will follow `draft`, which follows what was emitted. Coupled: by the target's noise at that position;
         otherwise drawn, and then it must be verified.
         """
-        if self.reshapes:
-            logits = self._reshape(logits, ids, draft)
-        if self.constraint is not None and not self.ops.host(logits).max() > -np.inf:
-            # The grammar allows nothing that the drafter sees; whatever is guessed here is cut.
+        if self.context is not None:
+            logits = self._ruled(self.context, logits, ids, draft)
+        if self.constraint is None:
+            return self._guess(logits, ids, position, draft)
+        if self.picks:
+            token = self._guess(logits, ids, position, draft)
+            if self.constraint.allows(draft, token):
+                return token
+        logits = self._masked(self.constraint, logits, ids, draft)
+        if logits is None:  # the grammar allows nothing that the drafter sees; whatever is guessed here is cut
             return 0 if ids is None else int(ids[0, 0])
+        return self._guess(logits, ids, position, draft)
+
+    def _guess(self, logits: Array, ids: Array | None, position: int, draft: Sequence[int]) -> int:
+        """`guess` from a processed row."""
         if self.rejection is not None:
             return self.rejection.draw(self._laws(logits, ids).row(0), position - len(draft), len(draft))
         return self.ops.draw(logits, ids, self.cuts, (self.params.seed, position))[0]
 
-    def _rows(self, logits: Array, draft: Sequence[int]) -> Array:
+    def _rows(self, logits: Array, draft: Sequence[int], masked: bool = True) -> Array:
         """Every row [n, vocab] under the rules, grammar and suppression that hold after the drafts before it."""
-        if self.reshapes:
-            logits = self._reshape(logits, None, draft)
+        if self.context is not None:
+            logits = self._ruled(self.context, logits, None, draft)
+        if masked and self.constraint is not None:
+            logits = self._masked(self.constraint, logits, None, draft)
         return self.ops.mask_columns(logits, self.suppress) if self.suppress else logits
 
-    def _reshape(self, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
-        """The rows [n, vocab], as rules and grammar have them, the last after all of the draft.
+    def _ruled(self, context: Context, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+        """The rows [n, vocab], as rules have them, the last after all of the draft.
 
         Or one row [1, m] of a drafter that scores `ids` only; ids it leaves out count as impossible.
         """
-        if self.context is not None:
-            logits = self.ops.reshape(logits, ids, self.context.rules, draft)
-        if self.constraint is not None:
-            ends = range(len(draft) - len(logits) + 1, len(draft) + 1)
-            masks = [self.constraint.allowed(draft[:end]) for end in ends]
-            logits = self.ops.permit(logits, ids, np.array(masks))
-        return logits
+        return self.ops.reshape(logits, ids, context.rules, draft)
+
+    def _masked(self, constraint: Constraint, logits: Array, ids: Array | None, draft: Sequence[int]) -> Array:
+        """The same rows with nothing left that the grammar forbids; None where that leaves nothing of a part."""
+        if len(logits) == 1:
+            return self.ops.permit(logits, ids, constraint.allowed(draft)[None])
+        ends = range(len(draft) - len(logits) + 1, len(draft) + 1)
+        return self.ops.permit(logits, ids, np.array([constraint.allowed(draft[:end]) for end in ends]))
+
+    def _laws(self, logits: Array, ids: Array | None) -> Laws:
+        """What each processed row [n, m] draws a token from."""
+        return Laws(*self.ops.laws(logits, ids, self.cuts))
 
     def _report(self, logits: Array, token: int) -> TokenLogprobs:
         """Log-probabilities of the token that the unprocessed row [1, vocab] brought forth, and of the likeliest."""
@@ -141,10 +176,6 @@ class Sampler:
         logs = log_softmax(self.ops.host(logits)[0])
         best = self.ops.host(self.ops.top(logits, self.params.logprobs)[0])[0] if self.params.logprobs else ()
         return TokenLogprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in best))
-
-    def _laws(self, logits: Array, ids: Array | None) -> Laws:
-        """What each processed row [n, m] draws a token from."""
-        return Laws(*self.ops.laws(logits, ids, self.cuts))
 
 
 def count_agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:

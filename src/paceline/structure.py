@@ -2,7 +2,8 @@
 
 llguidance compiles grammars and computes masks; it is imported when the first request asks for one. A mask belongs to
 a position, not to a round: a verified row gets the mask that holds after the drafts before it, so the text is the same
-with and without drafts. Drafts that a grammar forbids are cut before the target sees them.
+with and without drafts. Drafts that a grammar forbids are cut before the target sees them. Whether a single token may
+come is cheaper to know than which may: the matcher just reads it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from paceline.errors import UsageError
 from paceline.types import SamplingParams
 
 Bits = npt.NDArray[np.uint32]
+WORD = np.dtype("<u4")
 # Any space that JSON allows, but not without end: models like to go on with it for ever.
 SPACE = {"whitespace_pattern": r"[ \n\t]{1,20}"}
 # Tokens that llguidance knows beforehand to match these: where one holds, a mask takes them all at once, and only the
@@ -48,11 +50,28 @@ class Constraint:
         self.masks: dict[tuple[int, ...], Bits] = {}
         self.ahead: tuple[int, ...] = ()  # drafts that the matcher has read
         self.every = _bits(ids.vocab, ids.suppress)
+        self.nothing = bytes(self.every.nbytes)
+        self.apart = ids.ends.union(ids.suppress)  # tokens that the matcher never reads
 
     def legal(self, draft: Sequence[int]) -> int:
         """How many of the drafts the grammar allows, one after the other; nothing follows an end token."""
         until = min(self._end(draft) + 1, len(draft))
-        return next((j for j in range(until) if not self._allows(draft[:j], draft[j])), until)
+        return next((j for j in range(self._same(draft), until) if not self.allows(draft[:j], draft[j])), until)
+
+    def allows(self, draft: Sequence[int], token: int) -> bool:
+        """Whether the token may come after the drafts: without their mask, where that is not known yet."""
+        before = tuple(draft)
+        mask = self.masks.get(before)
+        if mask is None and self._plain(before, token):
+            self._read((*before, token))
+            return len(self.ahead) > len(before)
+        if mask is None:
+            mask = self.allowed(before)
+        return bool(mask.item(token >> 5) >> (token & 31) & 1)
+
+    def knows(self, draft: Sequence[int]) -> bool:
+        """Whether the mask that holds after the drafts is computed."""
+        return tuple(draft) in self.masks
 
     def allowed(self, draft: Sequence[int] = ()) -> Bits:
         """Which tokens may come after the drafts: all of them where the text has ended before."""
@@ -64,19 +83,21 @@ class Constraint:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """These tokens were emitted; what stands after an end token is not part of the text."""
-        self._read(tuple(tokens[: self._end(tokens)]))
+        self._read(tuple(tokens))
         self.ahead = ()
         self.masks.clear()
 
-    def _allows(self, draft: Sequence[int], token: int) -> bool:
-        return bool(int(self.allowed(draft)[token // 32]) >> token % 32 & 1)
+    def _plain(self, before: tuple[int, ...], token: int) -> bool:
+        """Whether there is a matcher that can be asked by letting it read the token."""
+        return self.matcher is not None and token not in self.apart and self.end_ids.isdisjoint(before)
 
     def _mask(self, draft: tuple[int, ...]) -> Bits:
         self._read(draft)
-        mask: Bits = np.frombuffer(self._compute(), "<u4")[: len(self.every)]
+        computed = self._compute()
+        mask: Bits = np.frombuffer(computed, WORD, len(self.every))
         if self.ids.suppress:
             mask = mask & self.every
-        if not mask.any():
+        if computed.startswith(self.nothing) or (self.ids.suppress and not mask.any()):
             raise UsageError(f"{self.name} leaves no token to go on with: {_first_line(self.matcher.get_error())}")
         return mask
 
@@ -86,19 +107,27 @@ class Constraint:
         return mask
 
     def _read(self, tokens: tuple[int, ...]) -> None:
-        """Puts the matcher behind these tokens, or behind those of them that the grammar allows."""
-        same = 0
-        while same < min(len(self.ahead), len(tokens)) and self.ahead[same] == tokens[same]:
-            same += 1
+        """Puts the matcher behind these tokens, or behind those of them that may follow one another."""
+        tokens = tokens[: self._end(tokens)]
+        same = self._same(tokens)
         if same < len(self.ahead):
             self.matcher.rollback(len(self.ahead) - same)
         if same < len(tokens):
             same += self.matcher.try_consume_tokens(list(tokens[same:]))
         self.ahead = tokens[:same]
 
+    def _same(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens the matcher has read, and so allowed."""
+        same = 0
+        while same < min(len(self.ahead), len(tokens)) and self.ahead[same] == tokens[same]:
+            same += 1
+        return same
+
     def _end(self, tokens: Sequence[int]) -> int:
-        """Where the first end token stands; the length without one."""
-        return next((i for i, token in enumerate(tokens) if token in self.end_ids), len(tokens))
+        """Where the first token stands that no other follows; the length without one."""
+        if self.apart.isdisjoint(tokens):
+            return len(tokens)
+        return next(i for i, token in enumerate(tokens) if token in self.apart)
 
 
 def _bits(vocab: int, missing: Sequence[int]) -> Bits:

@@ -302,10 +302,10 @@ class Ops(Protocol):
         With ids [1, m] the only row holds the logits [1, m] of these tokens, each once.
         """
 
-    def permit(self, x: Array, ids: Array | None, bits: np.ndarray) -> Array:
+    def permit(self, x: Array, ids: Array | None, bits: np.ndarray) -> Array | None:
         """New rows [n, V] with minus infinity where a row's bits, uint32 [n, V / 32] from the lowest on, are 0.
 
-        With ids [1, m] the only row holds the logits [1, m] of these tokens.
+        With ids [1, m] the only row holds the logits [1, m] of these tokens; None where all of them become impossible.
         """
 
     def prepare(self) -> None:

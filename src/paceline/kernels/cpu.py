@@ -275,12 +275,12 @@ class CpuOps(ComposedOps):
             reshaping.reshape_part(rows[0], ids[0], rules.vocab, *told)
         return rows
 
-    def permit(self, x: Floats, ids: Ints | None, bits: np.ndarray) -> Floats:
+    def permit(self, x: Floats, ids: Ints | None, bits: np.ndarray) -> Floats | None:
         out = np.empty_like(x)
         if ids is None:
             reshaping.permit(x, bits, out)
-        else:
-            reshaping.permit_part(x[0], ids[0], bits[0], out[0])
+        elif not reshaping.permit_part(x, ids, bits, out):
+            return None
         return out
 
     def prepare(self) -> None:

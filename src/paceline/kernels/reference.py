@@ -228,10 +228,11 @@ class TorchOps(ComposedOps):
         whole[:, columns] = rows
         return self.array(torch.from_numpy(reshape(whole, rules, draft)[:, columns]))
 
-    def permit(self, x: Tensor, ids: Tensor | None, bits: np.ndarray) -> Tensor:
+    def permit(self, x: Tensor, ids: Tensor | None, bits: np.ndarray) -> Tensor | None:
         allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
         columns = np.arange(x.shape[1]) if ids is None else self.host(ids)[0]
-        return x.masked_fill(self.array(torch.from_numpy(~allowed[:, columns])), -math.inf)
+        left = x.masked_fill(self.array(torch.from_numpy(~allowed[:, columns])), -math.inf)
+        return left if ids is None or left.max() > -math.inf else None
 
     def prepare(self) -> None:
         """Nothing is compiled here."""

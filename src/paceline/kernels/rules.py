@@ -88,6 +88,11 @@ def permit(x, bits, out):
 
 @njit(cache=True, error_model="numpy")
 def permit_part(x, columns, bits, out):
-    for i in range(x.shape[0]):
-        allowed = (bits[columns[i] // 32] >> np.uint32(columns[i] % 32)) & np.uint32(1)
-        out[i] = x[i] if allowed else F32(-np.inf)
+    """Returns whether any token is left."""
+    left = False
+    for i in range(x.shape[1]):
+        column = columns[0, i]
+        allowed = (bits[0, column // 32] >> np.uint32(column % 32)) & np.uint32(1)
+        out[0, i] = x[0, i] if allowed else F32(-np.inf)
+        left |= out[0, i] > F32(-np.inf)
+    return left
