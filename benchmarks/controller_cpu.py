@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,13 +134,15 @@ STATIONARY = (*KINDS, "temperature 1", "temperature 1.5", "hopeless")
 class Stage:
     """The engine, and its arms on one workload."""
 
+    arms: tuple[str, ...] = ARMS
+
     def __init__(self, llm: LLM, engine: Engine, table: CostTable, max_tokens: int) -> None:
         self.llm, self.engine, self.clock, self.max_tokens = llm, engine, engine.clock, max_tokens
         assert isinstance(engine.drafter, MtpDraft)
         self.drafters = {False: engine.drafter, True: Wrong(engine.drafter)}
         self.table = table
 
-    def policies(self) -> dict[str, Timed]:
+    def policies(self) -> Mapping[str, Any]:
         """New ones, which know nothing of a workload before."""
         made: dict[str, Policy] = {
             "auto": Kinds(Auto(self.table.copy(), LONGEST, listens=True)),
@@ -149,11 +151,16 @@ class Stage:
         }
         return {name: Timed(policy, self.clock) for name, policy in made.items()}
 
-    def write(self, task: Task, arm: str, policies: dict[str, Timed], workload: str, order: int) -> Row:
+    def seat(self, policy: Any, task: Task) -> None:
+        """Makes the engine ready for a text whose lengths `policy` chooses, if it is open."""
+        self.engine.policy, self.engine.drafter = policy, self.drafters[task.hopeless]
+
+    def write(self, task: Task, arm: str, policies: Mapping[str, Any], workload: str, order: int) -> Row:
         """One text by one arm."""
         k: DraftLength = AUTO if arm in policies else int(arm.removeprefix("k="))
         policy = policies.get(arm) or Timed(Constant(0))
-        before, self.engine.policy, self.engine.drafter = policy.seconds, policy, self.drafters[task.hopeless]
+        self.seat(policy, task)
+        before = policy.seconds
         cut: dict[str, Any] = SAMPLED if task.temperature else {}
         params = SamplingParams(temperature=task.temperature, max_tokens=self.max_tokens, seed=1, **cut)
         stream = self.llm.stream(task.prompt.prompt, params, k)
@@ -170,10 +177,10 @@ def measure(stage: Stage, tasks: dict[str, list[Task]], seed: int) -> Iterator[R
     chance, numbers = random.Random(f"orders {seed}"), itertools.count()
     for workload, own in tasks.items():
         policies = stage.policies()
-        for arm in ARMS:
+        for arm in stage.arms:
             stage.write(own[0], arm, stage.policies(), workload, -1)  # first touches are not timed
         for task in own:
-            for arm in chance.sample(ARMS, len(ARMS)):
+            for arm in chance.sample(stage.arms, len(stage.arms)):
                 yield stage.write(task, arm, policies, workload, next(numbers))
 
 
@@ -202,15 +209,17 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
     found = {}
     for workload in dict.fromkeys(row.workload for row in rows):
         own = [row for row in rows if row.workload == workload]
-        best = max((f"k={k}" for k in STATIC), key=lambda arm: speed(own, arm, "k=0")["ratio"])
+        arms = list(dict.fromkeys(row.arm for row in own))
+        fixed, rules = ([arm for arm in arms if arm.startswith("k=") is kept] for kept in (True, False))
+        best = max(fixed, key=lambda arm: speed(own, arm, "k=0")["ratio"])
         auto = [row for row in own if row.arm == "auto"]
         found[workload] = {
             "prompts": len({row.prompt_id for row in own}),
             "same_text": len({(r.prompt_id, r.temperature, r.text) for r in own})
             == len({(r.prompt_id, r.temperature) for r in own}),
             "best": best,
-            "over_plain": {arm: speed(own, arm, "k=0") for arm in ARMS},
-            "over_best": {arm: speed(own, arm, best) for arm in RULES},
+            "over_plain": {arm: speed(own, arm, "k=0") for arm in arms},
+            "over_best": {arm: speed(own, arm, best) for arm in rules},
             "drafts_a_round": sum(r.drafted for r in auto) / sum(r.rounds for r in auto),
             "tokens_a_round": 1 + sum(r.accepted for r in auto) / sum(r.rounds for r in auto),
             "thinking_share": sum(r.thinking_s for r in auto) / sum(r.decode_s for r in auto),

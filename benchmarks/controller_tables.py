@@ -29,6 +29,17 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         note = f"Same text in all arms: {same} of {len(found)} workloads."
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
 
+    def embedded_on_gpu(record: Record) -> str:
+        """The controller over the best fixed draft length and over no drafts, by workload."""
+        found = record["summary"]["workloads"]
+        rows = [
+            (name, w["best"], show(w["over_best"]["auto"]), show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
+            for name, w in found.items()
+        ]  # fmt: skip
+        same = sum(w["same_text"] for w in found.values())
+        columns = ("", "best fixed k", "auto over it (95%)", "auto over k = 0", "thinking")
+        return f"{table(columns, rows)}\n\nSame text in all arms: {same} of {len(found)} workloads."
+
     def on_gpu(record: Record) -> str:
         """The controller over no drafts and over the best fixed length, by size and workload."""
         rows = [
@@ -44,6 +55,7 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         "paceline-controller-cpu/1": (on_cpu, cpu_line),
         "paceline-controller-sim/1": (lambda record: recorded_table(table, record), sim_line),
         "paceline-controller-gpu/1": (on_gpu, gpu_line),
+        "paceline-controller-gpu-embedded/1": (embedded_on_gpu, cpu_line),
     }
 
 
