@@ -115,11 +115,11 @@ def compare(size: str, real: CostTable, seeds: int, lengths: tuple[int, ...] = L
         for length in lengths:
             runs = [auto(real, prior, turns, length, seed) for seed in range(seeds)]
             rates = np.array([run.rate for run in runs])
-            later = sum(sum(run.tokens[len(turns) :]) for run in runs) / sum(sum(run.ms[len(turns) :]) for run in runs)
+            late = [(sum(run.tokens[len(turns) :]), sum(run.ms[len(turns) :])) for run in runs]
             yield {
                 "size": size, "workload": name, "tokens": length, "best": f"k={best}",
                 "over_best": float(rates.mean()) / statics[best], "over_best_worst": float(rates.min()) / statics[best],
-                "over_best_later": later / statics[best], "over_plain": float(rates.mean()) / statics[0],
+                "over_best_later": sum(t for t, _ in late) / max(sum(m for _, m in late), 1e-9) / statics[best], "over_plain": float(rates.mean()) / statics[0],
                 "oracle": oracle(real, turns) / statics[best],
                 "thinking_us": float(np.mean([run.thinking_us for run in runs])),
             }  # fmt: skip

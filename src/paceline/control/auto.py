@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
-from paceline.control.parking import PROBE_FIRST, PROBE_LAST, YOUNG, Parking
+from paceline.control.parking import PROBE_FIRST, PROBE_LAST, Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
@@ -25,7 +25,7 @@ from paceline.control.stop import Stop, surety
 PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
-PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
+FEW = 8  # rounds from which the first of all are over
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
@@ -180,13 +180,10 @@ class Auto:
 
     def _learn(self, plan: Plan, served: Served) -> None:
         self.kept += served.accepted
-        young = self.last.young > 0 or self.acceptance.rounds < FEW
-        self.last.young -= self.last.young > 0
-        news = PROBE_NEWS if plan.probing or young else 1.0
         unmade = None
         if served.unmade is not None:
             unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
-        self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
+        self.acceptance.observe(served.request, served.accepted, served.certainty, plan.probing, unmade)
         if served.confidences:
             self.reading.observe(served.accepted, served.confidences)
 
@@ -201,7 +198,7 @@ class Auto:
         gain = view.pace * self._bonus() * view.times[0]
         parked = gain < (LEAVE if parking.parked else PARK)
         if parking.parked and not parked:
-            parking.heard, parking.young = 0, YOUNG
+            parking.heard = 0
         parking.parked, parking.probing = parked, False
         if parking.parked:
             return self._parked(parking, view)

@@ -1,0 +1,69 @@
+"""How well a text is guessed: what earlier texts were like, and what its own rounds say, as odds over a few levels.
+
+A level is a shift in logits of what is usual at every draft position. One that was not seen yet is like one of the
+earlier texts, with the odds of how many were so: where some are hopeless and others are not, few rounds tell which,
+and until they do, the chance that a whole draft is kept is that of the mixture, and not that of its mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+LEVELS = np.arange(-6.0, 3.7, 0.6)
+STEADY = 1.0  # standard deviation in logits of most texts, before any was seen
+STRANGE = 0.15  # of the texts are then taken to be like nothing in particular
+TEXTS, FADE = 24, 0.88  # the last so many count, each less than the one after it
+UNSEEN = 1.0  # texts that what is thought before any was seen counts for
+CONVINCED = 2.0  # rounds with drafts after which a text counts for a half
+CHANGE, RESTED = 0.015, 0.1  # chance that the text has become another since the last round, and since a rest
+WANDER = 0.06  # and that it has moved to either of the levels beside its own
+
+
+def _before_any() -> Floats:
+    bell = np.exp(-0.5 * (LEVELS / STEADY) ** 2)
+    return np.asarray((1.0 - STRANGE) * bell / bell.sum() + STRANGE / len(LEVELS))
+
+
+def _wandering() -> Floats:
+    moves = np.eye(len(LEVELS)) * (1.0 - 2 * WANDER) + WANDER * (np.eye(len(LEVELS), k=1) + np.eye(len(LEVELS), k=-1))
+    return np.asarray(moves / moves.sum(axis=1, keepdims=True))
+
+
+BEFORE, MOVES = _before_any(), _wandering()
+
+
+class Belief:
+    """Odds over LEVELS that one text is so; `usual`: those of earlier texts, [len(LEVELS)] each. rounds: heard of."""
+
+    __slots__ = ("odds", "rounds", "usual")
+
+    def __init__(self, usual: Floats) -> None:
+        self.usual, self.odds, self.rounds = usual, usual, 0
+
+    @property
+    def level(self) -> float:
+        """The mean shift in logits."""
+        return float(self.odds @ LEVELS)
+
+    def hear(self, likelihood: Floats, rested: bool = False) -> None:
+        """A round was verified: how likely its outcome is at each level, [len(LEVELS)]."""
+        change = RESTED if rested else CHANGE
+        odds = (1.0 - change) * (self.odds @ MOVES) + change * self.usual
+        odds *= likelihood
+        self.odds = odds / odds.sum()
+        self.rounds += 1
+
+
+def usual(earlier: Iterable[Belief], before: Floats = BEFORE) -> Floats:
+    """Odds for a new text: those of earlier ones, the latest first, as far as their rounds have shown what they are."""
+    total, odds, fade = UNSEEN, UNSEEN * before, 1.0
+    for text in islice(earlier, TEXTS):
+        weight = fade * text.rounds / (text.rounds + CONVINCED)
+        odds = odds + weight * text.odds
+        total, fade = total + weight, fade * FADE
+    return np.asarray(odds / total)
