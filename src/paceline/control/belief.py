@@ -21,7 +21,7 @@ TEXTS, FADE = 24, 0.88  # the last so many count, each less than the one after i
 UNSEEN = 1.0  # texts that what is thought before any was seen counts for
 CONVINCED = 2.0  # rounds with drafts after which a text counts for a half
 CHANGE, RESTED = 0.015, 0.1  # chance that the text has become another since the last round, and since a rest
-WANDER = 0.06  # and that it has moved to either of the levels beside its own
+TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
 
 
 def _before_any() -> Floats:
@@ -29,12 +29,7 @@ def _before_any() -> Floats:
     return np.asarray((1.0 - STRANGE) * bell / bell.sum() + STRANGE / len(LEVELS))
 
 
-def _wandering() -> Floats:
-    moves = np.eye(len(LEVELS)) * (1.0 - 2 * WANDER) + WANDER * (np.eye(len(LEVELS), k=1) + np.eye(len(LEVELS), k=-1))
-    return np.asarray(moves / moves.sum(axis=1, keepdims=True))
-
-
-BEFORE, MOVES = _before_any(), _wandering()
+BEFORE = _before_any()
 
 
 class Belief:
@@ -53,8 +48,8 @@ class Belief:
     def hear(self, likelihood: Floats, rested: bool = False) -> None:
         """A round was verified: how likely its outcome is at each level, [len(LEVELS)]."""
         change = RESTED if rested else CHANGE
-        odds = (1.0 - change) * (self.odds @ MOVES) + change * self.usual
-        odds *= likelihood
+        odds = (1.0 - change) * self.odds + change * self.usual
+        odds *= likelihood**TEMPER
         self.odds = odds / odds.sum()
         self.rounds += 1
 

@@ -29,7 +29,6 @@ PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
-HEARD = 0.5  # of what rounds say of which only the first draft is known
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
@@ -140,7 +139,7 @@ class Acceptance:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
         known = self._request(request)
         first = self._survival(known)[1]
-        known.hear((first**hits * (1.0 - first) ** (tries - hits)) ** HEARD)
+        known.hear(first**hits * (1.0 - first) ** (tries - hits))
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
