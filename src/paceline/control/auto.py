@@ -23,7 +23,7 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
+PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
 FEW = 8  # rounds from which the first of all are over
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
@@ -32,6 +32,9 @@ PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
+HELD, KNOWN = 3, 16  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
+AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
+PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
@@ -89,6 +92,8 @@ class Auto:
         self.won = self.promised = GAIN_ROUNDS
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
+        self.names: list[str] = []
+        self.chosen, self.held, self.news = 0, 0, False
 
     @property
     def reason(self) -> str:
@@ -114,11 +119,14 @@ class Auto:
 
     def choose_batch(self, states: Sequence[State]) -> int:
         """How many tokens each sequence of a batch drafts in the coming round: those of most tokens a millisecond."""
-        first = states[0]
-        request = first.request if len(states) == 1 else BATCH
+        first, names = states[0], [state.request for state in states]
         self.rounds, self.patience = self.rounds + 1, 1
         self.before, self.first = self.first, self.rounds
         self.scoring = self._crossed(SCORED)
+        if names == self.names and self._holds():
+            return self.chosen
+        self.names, self.held, self.news = names, 0, False
+        request = first.request if len(states) == 1 else BATCH
         parking = self._parking(request)
         self.last, self.request = parking, request
         laws = [self.acceptance.law(state.request) for state in states]
@@ -133,7 +141,20 @@ class Auto:
         if k == 0 and parking.parked:
             self.plan = REST
         parking.since = 0 if k else parking.since + 1
+        self.chosen = k
         return k
+
+    def _holds(self) -> bool:
+        """Whether the last choice stands: parked and no probe is due, or one of a few rounds that show nothing new."""
+        parking = self.last
+        if self.news or self._crossed(AGAIN):
+            return False
+        if self.plan is REST:
+            parking.since += parking.rest > 0
+            return parking.rest > 0
+        self.held += 1
+        settled = parking.heard >= KNOWN and not self.acceptance.marks  # what is heard of certainty is news each round
+        return settled and self.held <= HELD and not (self.plan.probing or self.plan.timing)
 
     def _patience(self, k: int) -> int:
         """Rounds that a choice stands for: one as long as much is learnt from each."""
@@ -155,14 +176,8 @@ class Auto:
         """A round of several sequences has finished, chosen as `plan` says."""
         one, view = batch[0], plan.view
         known = view.times[one.k] if view and one.k < len(view.times) else None
-        if plan.probing and known:
-            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
-            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
-            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
-        elif one.unmade is not None and known:
-            self.table.observe_step(one.ms - known)
-        elif one.k <= self.table.k_max:
-            self.table.observe(one.k, one.ms, one.batch, one.context, known)
+        self._time(one, plan, known)
+        self.news |= 2 * sum(not served.accepted for served in batch) >= len(batch) and plan is not REST
         for served in batch:
             if view and known and self.scoring:
                 self._score(plan, view, served)
@@ -177,6 +192,21 @@ class Auto:
             parking.told(2 * sum(served.accepted > 0 for served in batch) >= len(batch), view.law[0])
         elif not parking.parked:
             parking.wait = PROBE_FIRST
+
+    def _time(self, one: Served, plan: Plan, known: float | None) -> None:
+        """A round took one.ms, of which so many were `known` beforehand."""
+        if plan.probing and known:
+            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
+            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
+            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+        elif one.unmade is not None and known:
+            self.table.observe_step(one.ms - known)
+        elif one.k <= self.table.k_max and not (self._familiar(plan) and self.table.rounds > TIMED):
+            self.table.observe(one.k, one.ms, one.batch, one.context, known)
+
+    def _familiar(self, plan: Plan) -> bool:
+        """Whether rounds like this one were timed just before."""
+        return bool(self.last.since % PLAIN_TOLD) if plan is REST else self.held > 1
 
     def _learn(self, plan: Plan, served: Served) -> None:
         self.kept += served.accepted

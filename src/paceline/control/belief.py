@@ -35,23 +35,36 @@ BEFORE = _before_any()
 class Belief:
     """Odds over LEVELS that one text is so; `usual`: those of earlier texts, [len(LEVELS)] each. rounds: heard of."""
 
-    __slots__ = ("odds", "rounds", "usual")
+    __slots__ = ("_odds", "_same", "_told", "level", "rounds", "usual")
 
     def __init__(self, usual: Floats) -> None:
-        self.usual, self.odds, self.rounds = usual, usual, 0
-
-    @property
-    def level(self) -> float:
-        """The mean shift in logits."""
-        return float(self.odds @ LEVELS)
+        self.usual, self._odds, self.rounds = usual, usual, 0
+        self._told: Floats | None = None
+        self._same = 1.0  # the chance that the text is still the same after what was told since odds were asked for
+        self.level = float(usual @ LEVELS)  # the mean shift in logits when odds were last asked for
 
     def hear(self, likelihood: Floats, rested: bool = False) -> None:
-        """A round was verified: how likely its outcome is at each level, [len(LEVELS)]."""
-        change = RESTED if rested else CHANGE
-        odds = (1.0 - change) * self.odds + change * self.usual
-        odds *= likelihood**TEMPER
-        self.odds = odds / odds.sum()
+        """A round was verified: how likely its outcome is at each level, `tempered`, [len(LEVELS)]."""
+        self._told = likelihood if self._told is None else self._told * likelihood
+        self._same *= 1.0 - (RESTED if rested else CHANGE)
         self.rounds += 1
+
+    @property
+    def odds(self) -> Floats:
+        """Of each level, with all that was heard."""
+        if self._told is not None:
+            odds = self._same * self._odds
+            odds += (1.0 - self._same) * self.usual
+            odds *= self._told
+            odds /= odds.sum()
+            self._odds, self._told, self._same = odds, None, 1.0
+            self.level = float(odds @ LEVELS)
+        return self._odds
+
+
+def tempered(likelihood: Floats) -> Floats:
+    """What a round says, less what rounds beside it say as well."""
+    return np.asarray(likelihood**TEMPER)
 
 
 def usual(earlier: Iterable[Belief], before: Floats = BEFORE) -> Floats:

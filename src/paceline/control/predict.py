@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, usual
+from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, tempered, usual
 from paceline.control.stop import Stop, surety
 
 FEATURES = 3  # one, certainty of late, certainty over the request
@@ -24,7 +24,7 @@ WINDOW = 256  # verified drafts of one position that a fit looks back on
 # Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
 # a small model's round.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
-NEWTON_STEPS, LEAST = 4, 6  # verified drafts of a position behind the first that are worth a fit
+NEWTON_STEPS, SMALL, LEAST = 4, 0.02, 6  # at most; a step that needs no other; drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
@@ -73,7 +73,8 @@ class Acceptance:
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
         self.rounds, self.before = 0, BEFORE
-        self._of: tuple[float, float] | None = None  # the certainties that _chances is of
+        self._of: tuple[float, float] | None = None  # the certainties that these are of
+        self._chances, self._told = np.ones((k_max + 1, len(LEVELS))), dict[tuple[int, bool], Floats]()
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
@@ -94,8 +95,16 @@ class Acceptance:
             fast, slow = of
             logits = np.array([w0 + w1 * fast + w2 * slow for w0, w1, w2 in self.weights])
             chances = 1.0 / (1.0 + np.exp(-logits[:, None] - LEVELS))
-            self._of, self._chances = of, np.cumprod(np.vstack((np.ones(len(LEVELS)), chances)), axis=0)
+            self._of, self._told = of, {}
+            self._chances = np.cumprod(np.vstack((np.ones(len(LEVELS)), chances)), axis=0)
         return self._chances
+
+    def _outcome(self, known: Request, kept: int, rejected: bool) -> Floats:
+        """How likely each level makes it that so many drafts are kept, and then one is not, [levels]."""
+        whole, outcome = self._survival(known), (kept, rejected)
+        if outcome not in self._told:
+            self._told[outcome] = tempered(whole[kept] - whole[kept + 1] if rejected else whole[kept])
+        return self._told[outcome]
 
     def observe(
         self,
@@ -114,13 +123,13 @@ class Acceptance:
         drafted = min(len(certainty), self.k_max)
         reached = min(accepted + 1, drafted)
         known = self._request(request)
-        whole = self._survival(known)
-        likelihood = whole[accepted] - whole[accepted + 1] if accepted < drafted else whole[drafted]
         if unmade is not None and accepted == len(certainty) < self.k_max:
-            chance = unmade[1]
-            likelihood = (1.0 - chance) * whole[accepted] + (2.0 * chance - 1.0) * whole[accepted + 1]
-        level = known.level
+            chance, whole = unmade[1], self._survival(known)
+            likelihood = tempered((1.0 - chance) * whole[accepted] + (2.0 * chance - 1.0) * whole[accepted + 1])
+        else:
+            likelihood = self._outcome(known, min(accepted, drafted), accepted < drafted)
         known.hear(likelihood, rested)
+        level = known.level
         if reached:
             for j in range(reached):
                 self.samples[j].add(known.fast, known.slow, level, j < accepted)
@@ -130,8 +139,9 @@ class Acceptance:
                     self._fit(j)
             elif self.rounds % REFIT == 0:
                 self._fit(self.rounds // REFIT % self.k_max)
-            for mark in certainty[:reached]:
-                self._mark(known, mark)
+            if any(certainty):  # else nothing is known of it
+                for mark in certainty[:reached]:
+                    self._mark(known, mark)
         if unmade is not None:
             self._mark(known, unmade[0])
 
@@ -139,7 +149,7 @@ class Acceptance:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
         known = self._request(request)
         first = self._survival(known)[1]
-        known.hear(first**hits * (1.0 - first) ** (tries - hits))
+        known.hear(tempered(first**hits * (1.0 - first) ** (tries - hits)))
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
@@ -199,7 +209,10 @@ def newton(x: Floats, offset: Floats, y: Floats, mean: Floats, precision: Floats
         gradient = x.T @ (y - p) - precision * (weights - mean)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
         # A step of more than 2 logits leaves the region where the quadratic says anything.
-        weights = weights + np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
+        step = np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
+        weights = weights + step
+        if abs(step).max() < SMALL:
+            break
     return weights
 
 
