@@ -23,7 +23,8 @@ from paceline.device.pilot import DRAFTS, Pilot, Seat, prior_table
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
-CONTEXT, LENGTHS, TEXTS = 170, (96, 256, 512), 9
+CONTEXT, LENGTHS = 170, (96, 256, 512)  # tokens
+TEXTS, FIRST = 9, 3  # of a run, and those of them after which it has seen a few
 NOISE = 0.01  # of the time of a round
 Turns = tuple[tuple[str, ...], ...]
 TURNS: dict[str, Turns] = {
@@ -115,11 +116,12 @@ def compare(size: str, real: CostTable, seeds: int, lengths: tuple[int, ...] = L
         for length in lengths:
             runs = [auto(real, prior, turns, length, seed) for seed in range(seeds)]
             rates = np.array([run.rate for run in runs])
-            late = [(sum(run.tokens[len(turns) :]), sum(run.ms[len(turns) :])) for run in runs]
+            later = sum(sum(run.tokens[FIRST:]) for run in runs) / sum(sum(run.ms[FIRST:]) for run in runs)
             yield {
                 "size": size, "workload": name, "tokens": length, "best": f"k={best}",
                 "over_best": float(rates.mean()) / statics[best], "over_best_worst": float(rates.min()) / statics[best],
-                "over_best_later": sum(t for t, _ in late) / max(sum(m for _, m in late), 1e-9) / statics[best], "over_plain": float(rates.mean()) / statics[0],
+                "over_best_later": later / statics[best],
+                "over_plain": float(rates.mean()) / statics[0],
                 "oracle": oracle(real, turns) / statics[best],
                 "thinking_us": float(np.mean([run.thinking_us for run in runs])),
             }  # fmt: skip

@@ -24,6 +24,7 @@ from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
+LOOK = 0.15  # acceptance from which a new request that would not draft is probed at once: some earlier ones were better
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
 FEW = 8  # rounds from which the first of all are over
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
@@ -32,7 +33,7 @@ PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
-HELD, KNOWN = 3, 16  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
+HELD, KNOWN = 7, 16  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
 PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
@@ -93,7 +94,7 @@ class Auto:
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
         self.names: list[str] = []
-        self.chosen, self.held, self.news = 0, 0, False
+        self.chosen, self.held, self.news = 0, 0, 0
 
     @property
     def reason(self) -> str:
@@ -125,7 +126,7 @@ class Auto:
         self.scoring = self._crossed(SCORED)
         if names == self.names and self._holds():
             return self.chosen
-        self.names, self.held, self.news = names, 0, False
+        self.names, self.held, self.news = names, 0, 0
         request = first.request if len(states) == 1 else BATCH
         parking = self._parking(request)
         self.last, self.request = parking, request
@@ -147,11 +148,11 @@ class Auto:
     def _holds(self) -> bool:
         """Whether the last choice stands: parked and no probe is due, or one of a few rounds that show nothing new."""
         parking = self.last
-        if self.news or self._crossed(AGAIN):
+        if self.news > 1 or self._crossed(AGAIN):
             return False
         if self.plan is REST:
-            parking.since += parking.rest > 0
-            return parking.rest > 0
+            parking.since += parking.rest > 0 and not self.news
+            return parking.rest > 0 and not self.news
         self.held += 1
         settled = parking.heard >= KNOWN and not self.acceptance.marks  # what is heard of certainty is news each round
         return settled and self.held <= HELD and not (self.plan.probing or self.plan.timing)
@@ -177,7 +178,8 @@ class Auto:
         one, view = batch[0], plan.view
         known = view.times[one.k] if view and one.k < len(view.times) else None
         self._time(one, plan, known)
-        self.news |= 2 * sum(not served.accepted for served in batch) >= len(batch) and plan is not REST
+        if plan is not REST:
+            self.news += 2 * sum(not served.accepted for served in batch) >= len(batch)
         for served in batch:
             if view and known and self.scoring:
                 self._score(plan, view, served)
@@ -229,6 +231,8 @@ class Auto:
         parked = gain < (LEAVE if parking.parked else PARK)
         if parking.parked and not parked:
             parking.heard = 0
+        elif parked and not parking.parked and not parking.heard:
+            parking.hopeful = view.law[0] > LOOK
         parking.parked, parking.probing = parked, False
         if parking.parked:
             return self._parked(parking, view)

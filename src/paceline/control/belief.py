@@ -18,9 +18,10 @@ LEVELS = np.arange(-6.0, 3.7, 0.6)
 STEADY = 1.0  # standard deviation in logits of most texts, before any was seen
 STRANGE = 0.15  # of the texts are then taken to be like nothing in particular
 TEXTS, FADE = 24, 0.88  # the last so many count, each less than the one after it
-UNSEEN = 1.0  # texts that what is thought before any was seen counts for
+UNSEEN = 0.2  # what is thought before any was seen counts as the oldest of them does, or so much of a text
 CONVINCED = 2.0  # rounds with drafts after which a text counts for a half
 CHANGE, RESTED = 0.015, 0.1  # chance that the text has become another since the last round, and since a rest
+SETTLE, LEAST = 16, 1e-9  # rounds told of in a row, and a likelihood: their product must not vanish
 TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
 
 
@@ -48,10 +49,16 @@ class Belief:
         self._told = likelihood if self._told is None else self._told * likelihood
         self._same *= 1.0 - (RESTED if rested else CHANGE)
         self.rounds += 1
+        if self.rounds % SETTLE == 0:
+            self._settle()
 
     @property
     def odds(self) -> Floats:
         """Of each level, with all that was heard."""
+        self._settle()
+        return self._odds
+
+    def _settle(self) -> None:
         if self._told is not None:
             odds = self._same * self._odds
             odds += (1.0 - self._same) * self.usual
@@ -59,19 +66,19 @@ class Belief:
             odds /= odds.sum()
             self._odds, self._told, self._same = odds, None, 1.0
             self.level = float(odds @ LEVELS)
-        return self._odds
 
 
 def tempered(likelihood: Floats) -> Floats:
     """What a round says, less what rounds beside it say as well."""
-    return np.asarray(likelihood**TEMPER)
+    return np.asarray(np.maximum(likelihood, LEAST) ** TEMPER)
 
 
 def usual(earlier: Iterable[Belief], before: Floats = BEFORE) -> Floats:
     """Odds for a new text: those of earlier ones, the latest first, as far as their rounds have shown what they are."""
-    total, odds, fade = UNSEEN, UNSEEN * before, 1.0
+    total, odds, fade = 0.0, np.zeros(len(LEVELS)), 1.0
     for text in islice(earlier, TEXTS):
         weight = fade * text.rounds / (text.rounds + CONVINCED)
-        odds = odds + weight * text.odds
+        odds += weight * text.odds
         total, fade = total + weight, fade * FADE
-    return np.asarray(odds / total)
+    unseen = max(fade, UNSEEN)
+    return np.asarray((odds + unseen * before) / (total + unseen))
