@@ -7,6 +7,7 @@ predicted, and hears of a round one round late, as on the device. Drafts are kep
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -88,9 +89,9 @@ class Late:
 
 
 def auto(real: CostTable, prior: CostTable, turns: Turns, length: int, seed: int) -> Texts:
-    """The controller, which knows of nothing before, on TEXTS texts."""
+    """The controller, which knows of nothing before, on TEXTS texts or some more: all turns equally often."""
     late, found = Late(real, prior, seed), Texts()
-    for text in range(TEXTS):
+    for text in range(len(turns) * math.ceil(TEXTS / len(turns))):
         late.write(turns[text % len(turns)], length, found)
     return found
 
@@ -125,6 +126,23 @@ def compare(size: str, real: CostTable, seeds: int, lengths: tuple[int, ...] = L
                 "oracle": oracle(real, turns) / statics[best],
                 "thinking_us": float(np.mean([run.thinking_us for run in runs])),
             }  # fmt: skip
+
+
+def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What of the aims is reached, by the worst workload and length; each figure is a mean over seeds."""
+    alike = [row for row in rows if row["workload"] not in ("mixed", "changing")]
+    aims = {
+        "stationary, over the best k": (alike, "over_best", 0.98),
+        "stationary, over the best k, once a few texts were seen": (alike, "over_best_later", 0.985),
+        "mixed, over the best k": ([row for row in rows if row["workload"] == "mixed"], "over_best", 1.05),
+        "anywhere, over k = 0": (rows, "over_plain", 0.98),
+    }
+    found = {}
+    for name, (some, what, aim) in aims.items():
+        row = min(some, key=lambda row: row[what])
+        found[name] = {"where": f"{row['size']} {row['workload']}, {row['tokens']} tokens", "figure": row[what],
+                       "aim": aim, "reached": row[what] >= aim}  # fmt: skip
+    return found
 
 
 COLUMNS = ("size", "texts", "tokens", "best", "auto over it", "worst", "later texts", "over k = 0", "oracle", "us")
