@@ -134,6 +134,8 @@ class Auto:
         times = self.table.times(first.batch, first.context)[: self.k_max + 1]
         law = laws[0] if len(laws) == 1 else pooled(laws)
         view = View(law, expected_tokens(law), times)
+        if len(laws) == 1 and parking.heard < KNOWN:
+            view.best = self.acceptance.cheapest(request, times)
         self.stop = None
         self.timing = False
         own = self._own(parking, view)
