@@ -45,7 +45,10 @@ BATCH = "\0batch"  # the name that batches are parked under
 
 @dataclass(slots=True)
 class View:
-    """A round as the controller sees it beforehand: conditional acceptance [k_max], tokens and ms by k [k_max + 1]."""
+    """A round as the controller sees it beforehand: conditional acceptance [k_max], tokens and ms by k [k_max + 1].
+
+    pace: most tokens a millisecond of any k from 1 up; best: that k, or a better one to find out what a text is like.
+    """
 
     law: Sequence[float]
     tokens: Sequence[float]
@@ -130,12 +133,7 @@ class Auto:
         request = first.request if len(states) == 1 else BATCH
         parking = self._parking(request)
         self.last, self.request = parking, request
-        laws = [self.acceptance.law(state.request) for state in states]
-        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
-        law = laws[0] if len(laws) == 1 else pooled(laws)
-        view = View(law, expected_tokens(law), times)
-        if len(laws) == 1 and parking.heard < KNOWN:
-            view.best = self.acceptance.cheapest(request, times)
+        view = self._view(states, parking)
         self.stop = None
         self.timing = False
         own = self._own(parking, view)
@@ -146,6 +144,15 @@ class Auto:
         parking.since = 0 if k else parking.since + 1
         self.chosen = k
         return k
+
+    def _view(self, states: Sequence[State], parking: Parking) -> View:
+        first, laws = states[0], [self.acceptance.law(state.request) for state in states]
+        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
+        law = laws[0] if len(laws) == 1 else pooled(laws)
+        view = View(law, expected_tokens(law), times)
+        if len(laws) == 1 and parking.heard < KNOWN:
+            view.best = self.acceptance.cheapest(first.request, times)
+        return view
 
     def _holds(self) -> bool:
         """Whether the last choice stands: parked and no probe is due, or one of a few rounds that show nothing new."""

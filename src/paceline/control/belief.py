@@ -20,7 +20,7 @@ STRANGE = 0.15  # of the texts are then taken to be like nothing in particular
 TEXTS, FADE = 24, 0.88  # the last so many count, each less than the one after it
 UNSEEN = 0.2  # what is thought before any was seen counts as the oldest of them does, or so much of a text
 CONVINCED = 2.0  # rounds with drafts after which a text counts for a half
-CHANGE, RESTED = 0.015, 0.1  # chance that the text has become another since the last round, and since a rest
+CHANGE, RESTED = 0.01, 0.1  # chance that the text has become another since the last round, and since a rest
 SETTLE, LEAST = 8, 1e-9  # rounds told of in a row, and a likelihood: their product must not vanish
 TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
 
