@@ -33,7 +33,7 @@ PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
-HELD, KNOWN = 7, 16  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
+HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
 PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
@@ -150,18 +150,18 @@ class Auto:
         times = self.table.times(first.batch, first.context)[: self.k_max + 1]
         law = laws[0] if len(laws) == 1 else pooled(laws)
         view = View(law, expected_tokens(law), times)
-        if len(laws) == 1 and parking.heard < KNOWN:
+        if parking.heard < KNOWN and len(laws) == 1 and not self.listens and view.pace * times[0] > PARK:
             view.best = self.acceptance.cheapest(first.request, times)
         return view
 
     def _holds(self) -> bool:
         """Whether the last choice stands: parked and no probe is due, or one of a few rounds that show nothing new."""
         parking = self.last
-        if self.news > 1 or self._crossed(AGAIN):
-            return False
         if self.plan is REST:
             parking.since += parking.rest > 0 and not self.news
             return parking.rest > 0 and not self.news
+        if self.news > 1 or self._crossed(AGAIN):
+            return False
         self.held += 1
         settled = parking.heard >= KNOWN and not self.acceptance.marks  # what is heard of certainty is news each round
         return settled and self.held <= HELD and not (self.plan.probing or self.plan.timing)
@@ -185,6 +185,8 @@ class Auto:
     def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
         """A round of several sequences has finished, chosen as `plan` says."""
         one, view = batch[0], plan.view
+        if plan is REST and not one.k and self._familiar(plan):
+            return
         known = view.times[one.k] if view and one.k < len(view.times) else None
         self._time(one, plan, known)
         if plan is not REST:
@@ -212,11 +214,13 @@ class Auto:
             self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
         elif one.unmade is not None and known:
             self.table.observe_step(one.ms - known)
-        elif one.k <= self.table.k_max and not (self._familiar(plan) and self.table.rounds > TIMED):
+        elif one.k <= self.table.k_max and not self._familiar(plan):
             self.table.observe(one.k, one.ms, one.batch, one.context, known)
 
     def _familiar(self, plan: Plan) -> bool:
         """Whether rounds like this one were timed just before."""
+        if self.listens or self.table.rounds <= TIMED:
+            return False
         return bool(self.last.since % PLAIN_TOLD) if plan is REST else self.held > 1
 
     def _learn(self, plan: Plan, served: Served) -> None:
