@@ -150,7 +150,7 @@ class Auto:
         times = self.table.times(first.batch, first.context)[: self.k_max + 1]
         law = laws[0] if len(laws) == 1 else pooled(laws)
         view = View(law, expected_tokens(law), times)
-        if parking.heard < KNOWN and len(laws) == 1 and not self.listens and view.pace * times[0] > PARK:
+        if parking.heard < 2 * KNOWN and len(laws) == 1 and not self.listens and view.pace * times[0] > PARK:
             view.best = self.acceptance.cheapest(first.request, times)
         return view
 
