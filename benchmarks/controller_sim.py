@@ -3,7 +3,8 @@
 Times: Gemma 4 26B-A4B and 31B at batch 1 on a GPU (benchmarks/results/cuda_rounds.json), and the embedded pair on the
 CPU, from benchmarks/results/controller_cpu.json. Texts and acceptance are synthetic (`paceline.control.synthetic`), but
 for one trace that was recorded on the embedded pair (benchmarks/results/trace_embedded.jsonl), on which the controller
-also ends drafts early, as it does on a CPU. There the bounds say what choosing could bring at most.
+also ends drafts early, as it does on a CPU. There the bounds say what choosing could bring at most. Short texts with
+the acceptance of benchmarks/controller_gpu.py are told of a round late, as on a GPU (`controller_texts`).
 
     python benchmarks/controller_sim.py
 """
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import controller_texts as texts
 import numpy as np
 from common import RESULTS, head, show, write
 
@@ -125,6 +127,14 @@ def by_text(bench: Workbench) -> float:
     return tokens / ms
 
 
+def short_texts(seeds: int) -> list[dict[str, Any]]:
+    """The controller on texts of a GPU, told late, and shown."""
+    rounds = json.loads((RESULTS / "cuda_rounds.json").read_text("utf-8"))
+    rows = [row for size in SIZES for row in texts.compare(size, gpu_table(size, rounds), seeds)]
+    show("short texts, told a round late", texts.COLUMNS, [texts.line(row) for row in rows])
+    return rows
+
+
 def judge(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What of the aims is reached, with the worst figure over all runs."""
 
@@ -181,7 +191,9 @@ def main() -> None:
     by_cost = {name: judge([run for run in runs if run["cost"] == name]) for name in costs}
     cpu = json.loads((RESULTS / "controller_cpu.json").read_text("utf-8"))
     known = recorded(cpu, read_trace(RESULTS / "trace_embedded.jsonl"), options.k_max)
-    write(options.out, {**record, "runs": runs, "summary": {"all": judge(runs), **by_cost, "recorded": known}})
+    record["short_texts"] = short = short_texts(4 * options.seeds)
+    summary = {"all": judge(runs), **by_cost, "recorded": known, "short texts": texts.judge(short)}
+    write(options.out, {**record, "runs": runs, "summary": summary})
 
 
 if __name__ == "__main__":

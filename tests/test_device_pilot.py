@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from paceline.acceptance import PROFILES, expected_tokens, survival
-from paceline.control.auto import Auto, Kinds, Plan, pooled
+from paceline.control.auto import Auto, Kinds, Plan, View, pooled
 from paceline.control.cost import CostTable, Timing
+from paceline.control.parking import Parking
 from paceline.control.policy import Served, State
+from paceline.control.predict import expected_tokens as predicted
 from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, Pilot, Seat, first_pilot, prior_table
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
 CHEAP = CostTable([Timing(1, 0, 0, 2.0), Timing(1, 8, 0, 2.4)])
+DEAR = CostTable([Timing(1, 0, 0, 3.4), Timing(1, 8, 0, 12.0)])
 STEEP = CostTable([Timing(b, k, 0, 2.0 + k * price) for b, price in ((1, 0.05), (8, 3.0)) for k in (0, 8)])
 
 
@@ -61,6 +64,54 @@ def test_only_lengths_that_have_a_graph_are_chosen() -> None:
     ks = serve(pilot(CHEAP), [Seat("a", 10, True)], {"a": 5}, 120)
     assert set(ks) <= set(DRAFTS)
     assert max(ks) > 3
+
+
+def test_of_two_lengths_on_offer_the_one_that_pays_more_is_taken() -> None:
+    times, few = [2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7, 2.8], [0.5] * 8
+    for law, nearest in (([0.95] * 8, 8), ([0.95] * 6 + [0.1] * 2, 6)):
+        plan = Plan(View(law, predicted(law), times))
+        assert pilot(CHEAP)._offer(7, plan) == nearest
+    plan = Plan(View(few, predicted(few), times))
+    assert [pilot(CHEAP)._offer(k, plan) for k in DRAFTS] == list(DRAFTS)
+    assert pilot(CHEAP)._offer(5, Plan()) == 4  # nothing is known of them
+
+
+class Thinker(Auto):
+    """Counts how often it thinks a choice over."""
+
+    thoughts = 0
+
+    def _own(self, parking: Parking, view: View) -> int:
+        self.thoughts += 1
+        return super()._own(parking, view)
+
+
+@pytest.mark.parametrize(("hits", "most"), [(8, 0.35), (0, 0.25)])
+def test_a_settled_text_is_thought_about_rarely(hits: int, most: float) -> None:
+    policy = Thinker(DEAR.copy(), LONGEST)
+    ks = serve(Pilot(policy), [Seat("a", 10, True)], {"a": hits}, 400)
+    assert len(ks) == policy.rounds == 400
+    assert policy.thoughts < most * 400
+
+
+def test_a_text_that_turns_is_thought_about_at_once() -> None:
+    """Held choices end with the second miss: drafts of a text that stops being guessed cease within few rounds."""
+    policy = Thinker(STEEP.copy(), LONGEST)
+    of, seat = Pilot(policy), [Seat("a", 10, True)]
+    serve(of, seat, {"a": 8}, 100)
+    before = policy.thoughts
+    ks = serve(of, seat, {"a": 0}, 30)
+    assert policy.thoughts > before + 5
+    assert max(ks[-12:]) <= 2
+
+
+def test_a_request_that_joins_a_batch_is_thought_about() -> None:
+    policy = Thinker(STEEP.copy(), LONGEST)
+    of = Pilot(policy)
+    serve(of, [Seat(name, 10, True) for name in "ab"], {"a": 0, "b": 0}, 100)
+    before = policy.thoughts
+    serve(of, [Seat(name, 10, True) for name in "ac"], {"a": 0, "c": 0}, 1)
+    assert policy.thoughts == before + 1
 
 
 def test_a_hopeless_batch_is_parked_and_probed_rarely_although_told_late() -> None:

@@ -17,21 +17,25 @@ from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
-from paceline.control.parking import PROBE_FIRST, PROBE_LAST, YOUNG, Parking
+from paceline.control.parking import PROBE_FIRST, PROBE_LAST, Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
 
 PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
-PROBE_SHARE, PROBE_WEIGHT = 0.012, 0.2  # of the time while parked; of the newest in the average of what they take
+PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
+LOOK = 0.15  # acceptance from which a new request that would not draft is probed at once: some earlier ones were better
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
-PROBE_NEWS, FEW = 3.0, 8  # what a probe says counts for so many rounds, as do the first few: little else is heard
+FEW = 8  # rounds from which the first of all are over
 SHORT = 2  # drafts of those first few, and one more for each that was kept: what may be hopeless is tried cheaply
 PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn their time; rarer if drafts promise more
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
 THINK_EVERY = 12  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
+HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
+AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
+PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
@@ -41,7 +45,10 @@ BATCH = "\0batch"  # the name that batches are parked under
 
 @dataclass(slots=True)
 class View:
-    """A round as the controller sees it beforehand: conditional acceptance [k_max], tokens and ms by k [k_max + 1]."""
+    """A round as the controller sees it beforehand: conditional acceptance [k_max], tokens and ms by k [k_max + 1].
+
+    pace: most tokens a millisecond of any k from 1 up; best: that k, or a better one to find out what a text is like.
+    """
 
     law: Sequence[float]
     tokens: Sequence[float]
@@ -89,6 +96,8 @@ class Auto:
         self.won = self.promised = GAIN_ROUNDS
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
+        self.names: list[str] = []
+        self.chosen, self.held, self.news = 0, 0, 0
 
     @property
     def reason(self) -> str:
@@ -114,17 +123,17 @@ class Auto:
 
     def choose_batch(self, states: Sequence[State]) -> int:
         """How many tokens each sequence of a batch drafts in the coming round: those of most tokens a millisecond."""
-        first = states[0]
-        request = first.request if len(states) == 1 else BATCH
+        first, names = states[0], [state.request for state in states]
         self.rounds, self.patience = self.rounds + 1, 1
         self.before, self.first = self.first, self.rounds
         self.scoring = self._crossed(SCORED)
+        if names == self.names and self._holds():
+            return self.chosen
+        self.names, self.held, self.news = names, 0, 0
+        request = first.request if len(states) == 1 else BATCH
         parking = self._parking(request)
         self.last, self.request = parking, request
-        laws = [self.acceptance.law(state.request) for state in states]
-        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
-        law = laws[0] if len(laws) == 1 else pooled(laws)
-        view = View(law, expected_tokens(law), times)
+        view = self._view(states, parking)
         self.stop = None
         self.timing = False
         own = self._own(parking, view)
@@ -133,7 +142,29 @@ class Auto:
         if k == 0 and parking.parked:
             self.plan = REST
         parking.since = 0 if k else parking.since + 1
+        self.chosen = k
         return k
+
+    def _view(self, states: Sequence[State], parking: Parking) -> View:
+        first, laws = states[0], [self.acceptance.law(state.request) for state in states]
+        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
+        law = laws[0] if len(laws) == 1 else pooled(laws)
+        view = View(law, expected_tokens(law), times)
+        if parking.heard < 2 * KNOWN and len(laws) == 1 and not self.listens and view.pace * times[0] > PARK:
+            view.best = self.acceptance.cheapest(first.request, times)
+        return view
+
+    def _holds(self) -> bool:
+        """Whether the last choice stands: parked and no probe is due, or one of a few rounds that show nothing new."""
+        parking = self.last
+        if self.plan is REST:
+            parking.since += parking.rest > 0 and not self.news
+            return parking.rest > 0 and not self.news
+        if self.news > 1 or self._crossed(AGAIN):
+            return False
+        self.held += 1
+        settled = parking.heard >= KNOWN and not self.acceptance.marks  # what is heard of certainty is news each round
+        return settled and self.held <= HELD and not (self.plan.probing or self.plan.timing)
 
     def _patience(self, k: int) -> int:
         """Rounds that a choice stands for: one as long as much is learnt from each."""
@@ -154,15 +185,12 @@ class Auto:
     def observe_batch(self, batch: Sequence[Served], plan: Plan) -> None:
         """A round of several sequences has finished, chosen as `plan` says."""
         one, view = batch[0], plan.view
+        if plan is REST and not one.k and self._familiar(plan):
+            return
         known = view.times[one.k] if view and one.k < len(view.times) else None
-        if plan.probing and known:
-            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
-            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
-            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
-        elif one.unmade is not None and known:
-            self.table.observe_step(one.ms - known)
-        elif one.k <= self.table.k_max:
-            self.table.observe(one.k, one.ms, one.batch, one.context, known)
+        self._time(one, plan, known)
+        if plan is not REST:
+            self.news += 2 * sum(not served.accepted for served in batch) >= len(batch)
         for served in batch:
             if view and known and self.scoring:
                 self._score(plan, view, served)
@@ -178,15 +206,29 @@ class Auto:
         elif not parking.parked:
             parking.wait = PROBE_FIRST
 
+    def _time(self, one: Served, plan: Plan, known: float | None) -> None:
+        """A round took one.ms, of which so many were `known` beforehand."""
+        if plan.probing and known:
+            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
+            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
+            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+        elif one.unmade is not None and known:
+            self.table.observe_step(one.ms - known)
+        elif one.k <= self.table.k_max and not self._familiar(plan):
+            self.table.observe(one.k, one.ms, one.batch, one.context, known)
+
+    def _familiar(self, plan: Plan) -> bool:
+        """Whether rounds like this one were timed just before."""
+        if self.listens or self.table.rounds <= TIMED:
+            return False
+        return bool(self.last.since % PLAIN_TOLD) if plan is REST else self.held > 1
+
     def _learn(self, plan: Plan, served: Served) -> None:
         self.kept += served.accepted
-        young = self.last.young > 0 or self.acceptance.rounds < FEW
-        self.last.young -= self.last.young > 0
-        news = PROBE_NEWS if plan.probing or young else 1.0
         unmade = None
         if served.unmade is not None:
             unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
-        self.acceptance.observe(served.request, served.accepted, served.certainty, news, unmade)
+        self.acceptance.observe(served.request, served.accepted, served.certainty, plan.probing, unmade)
         if served.confidences:
             self.reading.observe(served.accepted, served.confidences)
 
@@ -201,7 +243,9 @@ class Auto:
         gain = view.pace * self._bonus() * view.times[0]
         parked = gain < (LEAVE if parking.parked else PARK)
         if parking.parked and not parked:
-            parking.heard, parking.young = 0, YOUNG
+            parking.heard = 0
+        elif parked and not parking.parked and not parking.heard:
+            parking.hopeful = view.law[0] > LOOK
         parking.parked, parking.probing = parked, False
         if parking.parked:
             return self._parked(parking, view)

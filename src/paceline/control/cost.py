@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class CostTable:
         base = max(lines.values(), key=len)
         self.batches = sorted({batch for batch, _ in lines})
         self.contexts = sorted({context for _, context in lines})
+        self.between = _middles(self.batches), _middles(self.contexts)
         self.k_max = max(base)
         self.step_ms = step_ms
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
@@ -96,7 +98,7 @@ class CostTable:
         if not (math.isfinite(ms) and ms > 0):
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
-        b, c = _nearest(self.batches, batch), _nearest(self.contexts, context)
+        b, c = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
         near = abs(off) < MOST
         self.rounds += near
         common, own = max(COMMON, near / (1.0 + self.rounds)), OWN
@@ -145,10 +147,9 @@ def _between(buckets: list[int], value: float) -> tuple[int, int, float]:
     return len(buckets) - 1, len(buckets) - 1, 0.0
 
 
-def _nearest(buckets: list[int], value: float) -> int:
-    if len(buckets) == 1:
-        return 0
-    return min(range(len(buckets)), key=lambda i: abs(buckets[i] - value))
+def _middles(buckets: list[int]) -> list[float]:
+    """Where one bucket ceases to be the nearest."""
+    return [(low + high) / 2 for low, high in pairwise(buckets)]
 
 
 def read_table(path: Path) -> CostTable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROBE_FIRST, PROBE_LAST = 4, 128  # rounds between probes: doubles from the first with each that fails
-YOUNG = 4  # rounds that draft and count for more: the first of a request, and of one that comes back from parking
 UNLIKELY = 0.25  # acceptance below which a probe that hits is news of another text
 
 
@@ -14,7 +13,7 @@ class Parking:
     """Whether a request drafts, rounds since it last did, how many to wait before a probe, and how long at most.
 
     hopeful: the last probe hit, so another follows at once; hits: so many of them in a row. heard: rounds with drafts
-    that were told of; young: of the coming ones, how many still count for more.
+    that were told of.
     """
 
     parked: bool = False
@@ -25,7 +24,6 @@ class Parking:
     hopeful: bool = False
     hits: int = 0
     heard: int = 0
-    young: int = 0
 
     @property
     def rest(self) -> int:
@@ -46,4 +44,4 @@ class Parking:
 
     def next(self) -> Parking:
         """That of a new request: it waits on where the last one did, or many short ones would be mostly probes."""
-        return Parking(False, self.since, self.wait, self.longest, young=YOUNG)
+        return Parking(False, self.since, self.wait, self.longest)

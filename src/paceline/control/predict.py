@@ -12,40 +12,35 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, tempered, usual
 from paceline.control.stop import Stop, surety
 
-Floats = NDArray[np.float64]
 FEATURES = 3  # one, certainty of late, certainty over the request
 WINDOW = 256  # verified drafts of one position that a fit looks back on
 # Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
 # a small model's round.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
-NEWTON_STEPS, LEAST = 4, 6  # verified drafts of a position behind the first that are worth a fit
+NEWTON_STEPS, SMALL, LEAST = 4, 0.02, 6  # at most; a step that needs no other; drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
-BIAS_STEP, BIAS_KEPT = 0.1, 0.995
-CARRIED = 0.04  # weight of the newest round in the bias that a new request starts with
-CERTAIN = (
-    0.2  # at most so sure, as variance over that of a coin: else what never hits would be given up ever more slowly
-)
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
 
-@dataclass(slots=True)
-class Request:
-    """What is known of one request: certainty of late and over all, standardised, and its bias in logits."""
+class Request(Belief):
+    """What is known of one request: how well it is guessed, and its certainty of late and over all, standardised."""
 
-    fast: float = 0.0
-    slow: float = 0.0
-    bias: float = 0.0
+    __slots__ = ("fast", "slow")
+
+    def __init__(self, odds: Floats) -> None:
+        super().__init__(odds)
+        self.fast = self.slow = 0.0
 
 
 class Samples:
@@ -77,67 +72,95 @@ class Acceptance:
         self.samples = [Samples() for _ in range(k_max)]
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
-        self.rounds, self.bias = 0, 0.0
+        self.rounds, self.before = 0, BEFORE
+        self._of: tuple[float, float] | None = None  # the certainties that these are of
+        self._chances, self._told = np.ones((k_max + 1, len(LEVELS))), dict[tuple[int, bool], Floats]()
 
     def start_from(self, other: Acceptance) -> None:
-        """Takes the other's laws for a prior, and its scale of certainty."""
+        """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
         self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
-        self.bias = other.bias
+        self.before, self._of = usual(reversed(other.requests.values()), other.before), None
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
         known = self._request(request)
-        fast, slow, bias = known.fast, known.slow, known.bias
-        exp = math.exp
-        return [1.0 / (1.0 + exp(-(w0 + w1 * fast + w2 * slow + bias))) for w0, w1, w2 in self.weights]
+        whole = (self._survival(known) @ known.odds).tolist()
+        return [after / before for before, after in pairwise(whole)]
+
+    def cheapest(self, request: str, times: Sequence[float]) -> int:
+        """The k from 1 up that wastes the least time in the mean, where rounds take times [k_max + 1].
+
+        Wasted is what a round takes longer than its tokens would at the best pace of the text, which later rounds will
+        know: of a text that may be hopeless long drafts waste much, of a good one short drafts only a little.
+        """
+        known = self._request(request)
+        tokens, ms = np.cumsum(self._survival(known), axis=0), np.array(times)
+        best_pace = (tokens / ms[:, None]).max(axis=0)
+        return 1 + int(np.argmax((tokens @ (known.odds / best_pace) - ms)[1:]))
+
+    def _survival(self, known: Request) -> Floats:
+        """The chance at each level that so many drafts are kept, [k_max + 1, levels]."""
+        of = known.fast, known.slow
+        if of != self._of:
+            fast, slow = of
+            logits = np.array([w0 + w1 * fast + w2 * slow for w0, w1, w2 in self.weights])
+            chances = 1.0 / (1.0 + np.exp(-logits[:, None] - LEVELS))
+            self._of, self._told = of, {}
+            self._chances = np.cumprod(np.vstack((np.ones(len(LEVELS)), chances)), axis=0)
+        return self._chances
+
+    def _outcome(self, known: Request, kept: int, rejected: bool) -> Floats:
+        """How likely each level makes it that so many drafts are kept, and then one is not, [levels]."""
+        whole, outcome = self._survival(known), (kept, rejected)
+        if outcome not in self._told:
+            self._told[outcome] = tempered(whole[kept] - whole[kept + 1] if rejected else whole[kept])
+        return self._told[outcome]
 
     def observe(
         self,
         request: str,
         accepted: int,
         certainty: Sequence[float],
-        news: float = 1.0,
+        rested: bool = False,
         unmade: tuple[float, float] | None = None,
     ) -> None:
         """A verified round: `accepted` of len(certainty) drafts; certainty = margin (or logit of confidence) of each.
 
-        Only positions up to the first rejection are looked at. news: how many times its usual step the bias takes.
+        Only positions up to the first rejection are looked at. rested: the first after some that drafted nothing.
         unmade: certainty of one guess more, which was dropped, and the chance it had: without it, a drafter that knows
         its guesses to be bad would never be heard of.
         """
-        reached = min(accepted + 1, len(certainty), self.k_max)
+        drafted = min(len(certainty), self.k_max)
+        reached = min(accepted + 1, drafted)
         known = self._request(request)
+        if unmade is not None and accepted == len(certainty) < self.k_max:
+            chance, whole = unmade[1], self._survival(known)
+            likelihood = tempered((1.0 - chance) * whole[accepted] + (2.0 * chance - 1.0) * whole[accepted + 1])
+        else:
+            likelihood = self._outcome(known, min(accepted, drafted), accepted < drafted)
+        known.hear(likelihood, rested)
+        level = known.level
         if reached:
-            fast, slow, bias, surprise, spread = known.fast, known.slow, known.bias, 0.0, 0.0
             for j in range(reached):
-                w0, w1, w2 = self.weights[j]
-                kept = j < accepted
-                self.samples[j].add(fast, slow, bias, kept)
-                chance = 1.0 / (1.0 + math.exp(-(w0 + w1 * fast + w2 * slow + bias)))
-                surprise += kept - chance
-                spread += chance * (1.0 - chance)
-            doubt = max(4.0 * spread / reached, CERTAIN)
-            known.bias = BIAS_KEPT**reached * known.bias + news * BIAS_STEP * surprise / doubt
-            self.bias += CARRIED * (known.bias - self.bias)
-            for mark in certainty[:reached]:
-                self._mark(known, mark)
+                self.samples[j].add(known.fast, known.slow, level, j < accepted)
             self.rounds += 1
             if self.rounds in EARLY:
                 for j in range(self.k_max):
                     self._fit(j)
             elif self.rounds % REFIT == 0:
                 self._fit(self.rounds // REFIT % self.k_max)
-        if unmade is not None and accepted == len(certainty) < self.k_max:
-            mark, chance = unmade
-            known.bias += news * BIAS_STEP * (chance - self.law(request)[accepted])
-            self._mark(known, mark)
+            if any(certainty):  # else nothing is known of it
+                for mark in certainty[:reached]:
+                    self._mark(known, mark)
+        if unmade is not None:
+            self._mark(known, unmade[0])
 
     def hear(self, request: str, tries: int, hits: int) -> None:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
-        known, chance = self._request(request), self.law(request)[0]
-        doubt = max(4.0 * chance * (1.0 - chance), CERTAIN)
-        known.bias += max(-1.0, min(BIAS_STEP * (hits - tries * chance) / doubt, 1.0))
+        known = self._request(request)
+        first = self._survival(known)[1]
+        known.hear(tempered(first**hits * (1.0 - first) ** (tries - hits)))
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
@@ -153,7 +176,7 @@ class Acceptance:
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)
         if known is None:
-            known = self.requests[name] = Request(bias=self.bias)
+            known = self.requests[name] = Request(usual(reversed(self.requests.values()), self.before))
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
         return known
@@ -164,6 +187,7 @@ class Acceptance:
         if j:
             mean = mean + self.weights[j - 1] - self.prior[j - 1]
         enough = samples.seen >= (LEAST if j else 1)
+        self._of = None
         self.weights[j] = (samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean).tolist()
 
 
@@ -196,7 +220,10 @@ def newton(x: Floats, offset: Floats, y: Floats, mean: Floats, precision: Floats
         gradient = x.T @ (y - p) - precision * (weights - mean)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
         # A step of more than 2 logits leaves the region where the quadratic says anything.
-        weights = weights + np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
+        step = np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
+        weights = weights + step
+        if abs(step).max() < SMALL:
+            break
     return weights
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.control.auto import Auto, Kinds
+from paceline.control.belief import Floats
 from paceline.control.cost import CostTable
 from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State, Turns, parse_number
-from paceline.control.predict import Floats, expected_tokens
+from paceline.control.predict import expected_tokens
 from paceline.control.stop import Stop
 from paceline.control.trace import Row, Trace
 from paceline.errors import UsageError

@@ -74,7 +74,15 @@ class Pilot:
         """(k, the plan to be told with the round) for those seats whose k is open."""
         longest = max(seat.context for seat in seats)
         wanted = self.policy.choose_batch([State(seat.name, len(seats), longest) for seat in seats if seat.open])
-        return max(k for k in self.offered if k <= wanted), self.policy.plan
+        return self._offer(wanted, self.policy.plan), self.policy.plan
+
+    def _offer(self, wanted: int, plan: Plan) -> int:
+        """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond."""
+        if wanted in self.offered or plan.view is None:
+            return max(k for k in self.offered if k <= wanted)
+        tokens, times = plan.view.tokens, plan.view.times
+        near = {max(k for k in self.offered if k < wanted), min((k for k in self.offered if k > wanted), default=0)}
+        return max(near, key=lambda k: tokens[k] / times[k] if k < len(times) else 0.0)
 
     def affordable(self, k: int, plan: Plan, ready: Sequence[int]) -> int:
         """k, or the nearest length whose graph is there where a new one has to wait; none and a probe never wait."""

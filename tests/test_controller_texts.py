@@ -1,0 +1,95 @@
+"""Short texts on measured GPU times, told a round late: what the controller reaches, and what it would not without."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paceline.acceptance import PROFILES, expected_tokens
+from paceline.control import predict
+from paceline.control.belief import BEFORE
+from paceline.device.pilot import DRAFTS, prior_table
+from paceline.shapes import drafter_config, target_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import controller_sim as sim
+import controller_texts as texts
+
+ROUNDS = json.loads((sim.RESULTS / "cuda_rounds.json").read_text("utf-8"))
+REAL = {size: sim.gpu_table(size, ROUNDS) for size in sim.SIZES}
+PRIOR = {size: prior_table(target_config(size), drafter_config(size)) for size in sim.SIZES}
+HOPELESS, CHAT, CODE = ("hopeless",), ("chat",), ("code",)
+
+
+def over_best(size: str, turns: texts.Turns, seeds: int = 3, length: int = 96) -> float:
+    """The controller over the best fixed k, in the mean."""
+    rates = [texts.auto(REAL[size], PRIOR[size], turns, length, seed).rate for seed in range(seeds)]
+    return float(np.mean(rates)) / max(texts.fixed(REAL[size], turns).values())
+
+
+@pytest.mark.parametrize("size", sim.SIZES)
+@pytest.mark.parametrize("turns", [(HOPELESS,), (CHAT,), (CODE,), (("perfect",),)])
+def test_texts_that_are_alike(size: str, turns: texts.Turns) -> None:
+    assert over_best(size, turns) > 0.975
+    assert over_best(size, turns, seeds=1, length=256) > 0.98
+
+
+@pytest.mark.parametrize("size", sim.SIZES)
+@pytest.mark.parametrize(
+    "turns",
+    [(CODE, HOPELESS, CHAT), (HOPELESS, CODE), (HOPELESS, HOPELESS, HOPELESS, HOPELESS, CODE), (CODE, CODE, HOPELESS)],
+)
+def test_texts_that_are_mixed_beat_every_fixed_length(size: str, turns: texts.Turns) -> None:
+    reached, best = over_best(size, turns), max(texts.fixed(REAL[size], turns).values())
+    known = texts.oracle(REAL[size], turns) / best
+    assert reached > 1.0 + 0.55 * (known - 1.0)
+    assert reached < known + 0.05  # tokens of few texts are counted by what they come to in the mean
+
+
+def test_what_earlier_texts_were_like_is_worth_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a controller to which every text is the first."""
+    turns = (HOPELESS, ("perfect",))
+    learnt = over_best("26b-a4b", turns)
+    monkeypatch.setattr(predict, "usual", lambda earlier, before: BEFORE)
+    assert over_best("26b-a4b", turns) < learnt - 0.01
+
+
+def test_a_hopeless_text_costs_little_once_a_few_were_seen() -> None:
+    runs = [texts.auto(REAL["26b-a4b"], PRIOR["26b-a4b"], (HOPELESS,), 96, seed) for seed in range(4)]
+    later = [k for run in runs for ks in run.ks[texts.FIRST :] for k in ks]
+    assert 0.005 < sum(k > 0 for k in later) / len(later) < 0.036  # a draft costs two fifths of a round
+    assert sum(k > 1 for k in later) < 0.003 * len(later)  # looked at with one, but for the lucky
+    first = [k for run in runs for k in run.ks[0]]
+    assert sum(k > 0 for k in first) / len(first) > 0.05  # the control: before any was seen it takes more
+
+
+def test_drafts_of_a_known_mixture_are_long_at_once_and_given_up_soon() -> None:
+    run = texts.auto(REAL["31b"], PRIOR["31b"], (CODE, HOPELESS), 96, 0)
+    code, hopeless = run.ks[4], run.ks[5]
+    assert min(code[:4]) >= 6
+    assert hopeless[0] >= 6
+    assert max(hopeless[12:]) <= 3
+
+
+def test_bounds_are_those_of_the_profiles() -> None:
+    times = REAL["31b"].times(1, texts.CONTEXT)
+    statics = texts.fixed(REAL["31b"], (CHAT,))
+    assert list(statics) == list(DRAFTS)
+    assert statics[4] == pytest.approx(expected_tokens(PROFILES["chat"], 4) / times[4])
+    assert texts.oracle(REAL["31b"], (CHAT,)) == pytest.approx(max(statics.values()))
+    assert texts.oracle(REAL["31b"], (CODE, HOPELESS)) > max(texts.fixed(REAL["31b"], (CODE, HOPELESS)).values())
+
+
+def test_the_judge_goes_by_the_worst() -> None:
+    good = {"size": "x", "workload": "chat", "tokens": 96, "over_best": 1.0, "over_best_later": 1.0, "over_plain": 1.1}
+    rows = [good, {**good, "workload": "mixed", "over_best": 1.1}, {**good, "workload": "code", "over_best": 0.9}]
+    aims = texts.judge(rows)
+    assert not aims["stationary, over the best k"]["reached"]
+    assert aims["stationary, over the best k"]["where"] == "x code, 96 tokens"
+    assert aims["mixed, over the best k"]["reached"]
+    assert not texts.judge([*rows, {**good, "over_plain": 0.97}])["anywhere, over k = 0"]["reached"]
