@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, tempered, usual
+from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, conditional, survival, tempered, usual
 from paceline.control.stop import Stop, surety
 
 FEATURES = 3  # one, certainty of late, certainty over the request
@@ -68,7 +67,7 @@ class Acceptance:
         self.prior = np.tile(PRIOR, (k_max, 1))
         if prior is not None:
             self.prior[:, 0] = [logit(p) for p in prior]
-        self.weights: list[list[float]] = self.prior.tolist()
+        self.weights: Floats = self.prior.copy()
         self.samples = [Samples() for _ in range(k_max)]
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
@@ -78,15 +77,15 @@ class Acceptance:
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
-        self.prior, self.weights = np.array(other.weights), [list(w) for w in other.weights]
+        self.prior, self.weights = other.weights.copy(), other.weights.copy()
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
         self.before, self._of = usual(reversed(other.requests.values()), other.before), None
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
         known = self._request(request)
-        whole = (self._survival(known) @ known.odds).tolist()
-        return [after / before for before, after in pairwise(whole)]
+        law: list[float] = conditional(self._survival(known), known.odds).tolist()
+        return law
 
     def cheapest(self, request: str, times: Sequence[float]) -> int:
         """The k from 1 up that wastes the least time in the mean, where rounds take times [k_max + 1].
@@ -103,11 +102,8 @@ class Acceptance:
         """The chance at each level that so many drafts are kept, [k_max + 1, levels]."""
         of = known.fast, known.slow
         if of != self._of:
-            fast, slow = of
-            logits = np.array([w0 + w1 * fast + w2 * slow for w0, w1, w2 in self.weights])
-            chances = 1.0 / (1.0 + np.exp(-logits[:, None] - LEVELS))
             self._of, self._told = of, {}
-            self._chances = np.cumprod(np.vstack((np.ones(len(LEVELS)), chances)), axis=0)
+            self._chances = survival(self.weights, *of)
         return self._chances
 
     def _outcome(self, known: Request, kept: int, rejected: bool) -> Floats:
@@ -188,7 +184,7 @@ class Acceptance:
             mean = mean + self.weights[j - 1] - self.prior[j - 1]
         enough = samples.seen >= (LEAST if j else 1)
         self._of = None
-        self.weights[j] = (samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean).tolist()
+        self.weights[j] = samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean
 
 
 class Reading:

@@ -15,21 +15,22 @@ from paceline.control.auto import Auto, Kinds, Plan
 from paceline.control.cost import CostTable, Timing
 from paceline.control.policy import Policy, Served, State
 from paceline.roofline import Round as Work
-from paceline.roofline import traffic
+from paceline.roofline import pass_flops, traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
-# Bytes a second. Of this and of the seconds below only ratios matter, and served rounds correct them.
-BANDWIDTH = 3e12
+# Bytes and operations a second. Of these and of the seconds below only ratios matter, and served rounds correct them.
+BANDWIDTH, OPERATIONS = 3e12, 1.6e15
 
 
 class Beside(NamedTuple):
-    """Seconds that a round takes beside its bytes, and that each draft adds."""
+    """Seconds that a round takes beside its bytes and operations, and that each draft and each verified row add."""
 
     pass_s: float
     draft_s: float
+    row_s: float = 1.2e-5
 
 
 IN_GRAPH = Beside(7e-4, 6e-5)
@@ -37,12 +38,15 @@ HOSTED = Beside(2e-3, 1.2e-3)  # a draft brings two rows of logits to the host, 
 
 
 def prior_table(target: TextConfig, drafter: DrafterConfig | None, beside: Beside = IN_GRAPH) -> CostTable:
-    """Round times by the bytes that must move. Predicted, and nothing measured: to begin with."""
-    return CostTable(
-        Timing(b, k, c, 1e3 * (traffic(target, drafter, Work(batch=b, context=c, k=k)).seconds(BANDWIDTH)
-                               + beside.pass_s + k * beside.draft_s))
-        for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1)
-    )  # fmt: skip
+    """Round times by what must be moved and multiplied. Predicted, and nothing measured: to begin with."""
+
+    def ms(b: int, c: int, k: int) -> float:
+        rows = b * (k + 1)
+        moved = traffic(target, drafter, Work(batch=b, context=c, k=k)).seconds(BANDWIDTH)
+        multiplied = pass_flops(target, rows, c).total / OPERATIONS
+        return 1e3 * (moved + multiplied + beside.pass_s + k * beside.draft_s + rows * beside.row_s)
+
+    return CostTable(Timing(b, k, c, ms(b, c, k)) for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1))
 
 
 @dataclass(frozen=True, slots=True)
