@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, Pilo
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CHEAP = CostTable([Timing(1, 0, 0, 2.0), Timing(1, 8, 0, 2.4)])
 DEAR = CostTable([Timing(1, 0, 0, 3.4), Timing(1, 8, 0, 12.0)])
 STEEP = CostTable([Timing(b, k, 0, 2.0 + k * price) for b, price in ((1, 0.05), (8, 3.0)) for k in (0, 8)])
@@ -49,6 +52,24 @@ def test_the_prior_grows_with_drafts_batch_and_context(size: str) -> None:
             assert times[0] > 0
     assert table.ms(4, 8) > table.ms(4, 1)
     assert table.ms(0, 1, 65536) > table.ms(0, 1, 256)
+
+
+@pytest.mark.parametrize("profile", ["chat", "code", "speed-bench"])
+def test_the_prior_leads_to_the_draft_lengths_that_measurements_do(profile: str) -> None:
+    """On every batch of the sizes that were timed, small or large: what it costs to trust the prediction."""
+    measured = json.loads((RESULTS / "cuda_rounds.json").read_text("utf-8"))["sizes"]
+    expected = {k: expected_tokens(PROFILES[profile], k) for k in DRAFTS}
+    lost = {}
+    for size in ("26b-a4b", "31b"):
+        prior = prior_table(target_config(size), drafter_config(size))
+        rows = [row for plan in ("alone", "batches") for row in measured[size][plan]["rows"] if row["k"] in DRAFTS]
+        for batch in {row["batch"] for row in rows}:
+            ms = {row["k"]: row["ms"] for row in rows if row["batch"] == batch}
+            trusted = max(ms, key=lambda k: expected[k] / prior.ms(k, batch, 170))
+            best = max(expected[k] / ms[k] for k in ms)
+            lost[size, batch] = 1 - expected[trusted] / ms[trusted] / best
+    assert len(lost) >= 10
+    assert max(lost.values()) < 0.02
 
 
 def test_the_prior_prices_experts_dearer_than_dense_rows() -> None:
