@@ -14,6 +14,7 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = ("matmul", "gated matmul", "experts", "LM head", "attention", "norm", "rope and cache", "routing", "gaps")
 NAMES = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b-a4b": "26B-A4B", "31b": "31B"}
+BESIDE = ("alone", "batches", "int8 head", "int8 drafter")
 INT8 = {"int8 head": "with int8 drafter head", "int8 drafter": "with int8 drafter"}  # plans of cuda_rounds.py
 
 
@@ -115,13 +116,13 @@ def batches_table(table: Table, record: Record) -> str:
             rows.append((NAMES[name], str(batch), time(plain, speed), time(four, speed), experts, f"{rate(plain):.0f}",
                          f"{rate(top):.0f} (k = {top['k']})"))  # fmt: skip
     columns = ("", "batch", "plain, ms", "k = 4, ms", "experts met, plain", "tokens/s plain", "best k")
-    return "\n\n".join([table(columns, rows), *notes(record)])
+    return "\n\n".join([table(columns, rows), *notes(record, ("alone", "batches"))])
 
 
-def notes(record: Record) -> list[str]:
-    """What is out of the ordinary about the runs of a record."""
+def notes(record: Record, plans: Sequence[str]) -> list[str]:
+    """What is out of the ordinary about these runs of a record."""
     return [f"{NAMES[name]}, {label}: {run['note']}." for name, runs in record["sizes"].items()
-            for label, run in runs.items() if "note" in run]  # fmt: skip
+            for label, run in runs.items() if "note" in run and label in plans]  # fmt: skip
 
 
 def beside_table(table: Table, record: Record) -> str:
@@ -141,7 +142,7 @@ def beside_table(table: Table, record: Record) -> str:
                     f"{vllm / own['ms']:.2f}x" if vllm else "",
                 ))  # fmt: skip
     columns = ("", "k", "batch", "round, ms", *INT8.values(), "aim", "vLLM 0.25.1", "vLLM over ours")
-    return "\n\n".join([table(columns, rows), *notes(record)])
+    return "\n\n".join([table(columns, rows), *notes(record, [*BESIDE, *(f"{plan} batches" for plan in INT8)])])
 
 
 def found_row(runs: Record, batch: int, k: int, plans: Sequence[str] = ("alone", "batches")) -> Record | None:
