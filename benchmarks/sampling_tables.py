@@ -139,7 +139,6 @@ def views(table: Table) -> dict[str, tuple[Callable[[Record], str], Callable[[Re
     return {
         "paceline-acceptance-by-temperature/1": (acceptance_table(table), acceptance_line),
         "paceline-sampling-end-to-end/1": (end_to_end_table(table), end_to_end_line),
-        # Their summaries are alike; a record of /2 has each part's times of a run of its own.
-        **dict.fromkeys(("paceline-processors/1", "paceline-processors/2"), (processors_table(table), processors_line)),
+        "paceline-processors/2": (processors_table(table), processors_line),
         "paceline-gpu-hosted/1": (hosted_table(table), hosted_line),
     }
