@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from paceline.control.drift import Drift
 from paceline.errors import UsageError
 
 K_MOST = 15
-# Shares of a served round in the average of what all rounds have become slower by, and in that of its own cell. The
-# first is much the greater: else a slower machine would make every k but the one in use look cheap.
-COMMON, OWN = 0.09, 0.02
-# A cell's first round has this share in its average, its second half of it, and so on; not so one far from what was
-# expected: a stall is no news.
-FIRST = 0.5
-MOST = math.log(1.5)  # a round counts as at most so much slower or faster than expected
+# What is one cell's own, beside what rounds of its batch have in common: its first round has this share in it, its
+# second half of it, and so on, down to the other.
+FIRST, OWN = 0.5, 0.02
 LEVEL = 6  # rounds from which only what all have in common is learnt: one k must not look cheap for being tried first
 STEP = 0.1  # share of the newest in the average of dropped draft steps
 
@@ -41,42 +38,55 @@ class Timing:
 class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
-    grid [batches][contexts][k_max + 1], in ms, before `scale`. `step_ms` is a step of the drafter whose guess was then
-    dropped. Plain floats: a round may last 1 ms. How many experts a mixture's rounds meet is no part of it: nobody
-    counts them while it serves, and what they cost in the mean is in the times of served rounds.
+    grid [batches][contexts][k_max + 1], in ms, before `drifts`, one for each batch. `step_ms` is a step of the drafter
+    whose guess was then dropped. vague: predicted times, of which served rounds know better. Plain floats: a round may
+    last 1 ms. How many experts a mixture's rounds meet is no part of it: nobody counts them while it serves, and what
+    they cost in the mean is in the times of served rounds.
     """
 
-    def __init__(self, timings: Iterable[Timing], step_ms: float = 0.0) -> None:
+    def __init__(self, timings: Iterable[Timing], step_ms: float = 0.0, vague: bool = False) -> None:
         lines = _lines(timings)
         base = max(lines.values(), key=len)
         self.batches = sorted({batch for batch, _ in lines})
         self.contexts = sorted({context for _, context in lines})
         self.between = _middles(self.batches), _middles(self.contexts)
         self.k_max = max(base)
-        self.step_ms = step_ms
+        self.step_ms, self.vague = step_ms, vague
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
-        self.scale = 1.0  # what all rounds have become slower by
-        self._forget()
+        self._begin([Drift(vague) for _ in self.batches])
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
         other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
-        other._forget()
+        other._begin([drift.copy(self.vague) for drift in self.drifts])
         return other
 
-    def _forget(self) -> None:
-        self.rounds = 0
+    def _begin(self, drifts: list[Drift]) -> None:
+        self.drifts, self.rounds = drifts, 0
+        self.met = [0 for _ in self.batches]
         self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
+        self.latest = drifts[0]
+
+    @property
+    def doubt(self) -> float:
+        """How far off what drafts add to rounds of the latest batch may be, in logarithms."""
+        return self.latest.doubt
 
     def times(self, batch: int = 1, context: int = 0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1]."""
         low, high, share = _between(self.batches, batch)
-        times = self._row(low, context)
+        times = self._drifted(low, context)
         if share:
-            times = [a + share * (b - a) for a, b in zip(times, self._row(high, context), strict=True)]
-        return [ms * self.scale for ms in times]
+            times = [a + share * (b - a) for a, b in zip(times, self._drifted(high, context), strict=True)]
+        return times
+
+    def _drifted(self, b: int, context: int) -> list[float]:
+        drift, times = self.drifts[b], self._row(b, context)
+        machine, more = math.exp(drift.machine), math.exp(drift.machine + drift.drafts)
+        plain = times[0] * (machine - more)
+        return [plain + more * ms for ms in times]
 
     def _row(self, b: int, context: int) -> list[float]:
         low, high, share = _between(self.contexts, context)
@@ -91,7 +101,7 @@ class CostTable:
         return self.times(batch, context)[k]
 
     def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
-        """A served round took `ms`: averages it, clamped, into what all rounds share and into its cell.
+        """A served round took `ms`: learnt of what rounds of its batch have in common, and the rest by its cell.
 
         expected: what the table says of it, where the caller knows.
         """
@@ -99,15 +109,18 @@ class CostTable:
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
         b, c = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
-        near = abs(off) < MOST
-        self.rounds += near
-        common, own = max(COMMON, near / (1.0 + self.rounds)), OWN
-        if near and self.rounds > LEVEL:
+        drift, cells = self.drifts[b], self.grid[b][c]
+        if not self.met[b]:
+            drift.machine = self.latest.machine
+        self.latest, added = drift, math.exp(drift.drafts) * (cells[k] - cells[0])
+        rest = drift.learn(off, added / (cells[0] + added))
+        if rest is None:
+            return
+        self.rounds += 1
+        self.met[b] += 1
+        if self.met[b] > LEVEL:
             self.seen[b][c][k] += 1
-            own = max(OWN, FIRST / self.seen[b][c][k])
-        off = max(-MOST, min(MOST, off))
-        self.scale *= math.exp(common * off)
-        self.grid[b][c][k] *= math.exp(own * off)
+            cells[k] *= math.exp(max(OWN, FIRST / self.seen[b][c][k]) * rest)
 
     def observe_step(self, ms: float) -> None:
         """A draft step whose guess was dropped took so long beside the rest of its round."""

@@ -84,6 +84,7 @@ class DeviceEngine:
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
         self.least_batch, self.hosting = 1, False
+        self.how: How | None = None  # of those seated; None once that may have changed
         self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
     def submit(self, request: Request) -> None:
@@ -132,13 +133,14 @@ class DeviceEngine:
             self.host.seat(request, free[-1])  # the last: a batch's round runs over all places up to its own last
             return True
         cache.reserve(free[0], request.tokens)
-        self.seated[free[0]] = request
+        self.seated[free[0]], self.how = request, None
         self._begin(request, free[0], self.graphs.prompt(request.prompt, cache.where(free[0])))
         return True
 
     def _leave(self, place: int) -> None:
         """Frees a place, and fills it with the last one where that makes the batch smaller."""
         del self.seated[place]
+        self.how = None
         self.model.cache.release(place)
         self._idle(place)
         highest = max(self.seated, default=-1)
@@ -199,16 +201,22 @@ class DeviceEngine:
         k, plan = self._draft_length()
         shape = self._shape(k)
         if self.pilot and plan:
-            asked = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
-            ready = self.graphs.ready(shape, [k for k in self.pilot.offered if k >= asked])
+            ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
-        captured = not self.graphs.enabled or shape in self.graphs.kept
+        captured = self.graphs.has(shape)
         self.graphs.round(shape)
-        places = self.model.places.part(0, shape.batch)
-        ticket = Ticket(places.outcome, self.seated, shape.k, places.reports if shape.report else None)
+        places = self.model.places  # whole, since a view of all its parts takes a small model's host a fifth of a round
+        reports = places.reports[: shape.batch] if shape.report else None
+        ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
         # The first of a shape waits for its graph, which says nothing of rounds to come.
         ticket.plan, ticket.timed = plan, captured and not self.hosting
         self.pending.append(ticket)
+
+    def _ready(self, shape: Shape) -> list[int]:
+        """Draft lengths on offer, none shorter than asked for, whose rounds of this shape are captured."""
+        assert self.pilot
+        asked = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
+        return self.graphs.ready(shape, [k for k in self.pilot.offered if k >= asked])
 
     def _draft_length(self) -> tuple[int, Plan | None]:
         """The longest draft that anyone seated asked for, or that pays for those who leave it open, and that choice."""
@@ -227,14 +235,13 @@ class DeviceEngine:
         requests = self.seated.values()
         ahead = 1 + len(self.pending)
         reach = max(len(r.prompt) + r.emitted + (ahead + 1) * (r.most + 1) for r in requests)
-        return Shape(
-            batch=min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places),
-            k=k,
-            mode=mode_of([r.params for r in requests]),
-            rules=any(reshapes(r.params) for r in requests),
-            report=any(r.reported for r in requests),
-            span=span_of(reach, self.model.cache.context),
+        how = self.how = self.how or How(
+            mode_of([r.params for r in requests]),
+            any(reshapes(r.params) for r in requests),
+            any(r.reported for r in requests),
         )
+        batch = min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places)
+        return Shape(batch, k, how.mode, span_of(reach, self.model.cache.context), how.rules, how.report)
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""

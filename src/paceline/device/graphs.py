@@ -56,9 +56,13 @@ class Graphs:
         """One round of the first `shape.batch` places."""
         self.replay(shape, lambda rehearsal: self.model.round(shape, rehearsal))
 
+    def has(self, shape: Shape) -> bool:
+        """Whether a round of this shape can run at once."""
+        return not self.enabled or shape in self.kept
+
     def ready(self, shape: Shape, lengths: Iterable[int]) -> list[int]:
         """Which of these draft lengths a round of this shape could have at once."""
-        return [k for k in lengths if not self.enabled or shape._replace(k=k) in self.kept]
+        return [k for k in lengths if self.has(shape._replace(k=k))]
 
     def prompt(self, prompt: Sequence[int], where: Where) -> Tensor:
         """Reads a prompt in parts: the last token's hidden state [1, D]."""

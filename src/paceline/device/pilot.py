@@ -46,7 +46,8 @@ def prior_table(target: TextConfig, drafter: DrafterConfig | None, beside: Besid
         multiplied = pass_flops(target, rows, c).total / OPERATIONS
         return 1e3 * (moved + multiplied + beside.pass_s + k * beside.draft_s + rows * beside.row_s)
 
-    return CostTable(Timing(b, k, c, ms(b, c, k)) for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1))
+    rounds = ((b, c, k) for b in BATCHES for c in CONTEXTS for k in range(LONGEST + 1))
+    return CostTable((Timing(b, k, c, ms(b, c, k)) for b, c, k in rounds), vague=True)
 
 
 @dataclass(frozen=True, slots=True)
