@@ -24,8 +24,9 @@ from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.record import check_writable
 from paceline.bench.stats import ratio_interval
 from paceline.calibration import calibrate
-from paceline.control.auto import Auto, Kinds
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable
+from paceline.control.kinds import Kinds
 from paceline.control.policy import Constant, Heuristic, Policy, Served, State
 from paceline.control.stop import Stop
 from paceline.drafters import MtpDraft

@@ -32,9 +32,10 @@ from paceline import acceptance, roofline
 from paceline.acceptance import PROFILES
 from paceline.bench import record as files
 from paceline.bench.stats import ratio_interval
-from paceline.control.auto import Auto, Plan
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable
 from paceline.control.policy import Served
+from paceline.control.view import Plan
 from paceline.device.build import random_model
 from paceline.device.engine import DeviceEngine
 from paceline.device.memory import Need, choose_room

@@ -68,6 +68,42 @@ def test_a_length_that_was_priced_wrong_is_put_right_in_a_few_rounds() -> None:
     assert ratio == pytest.approx(1.3 * before[1] / before[0], rel=0.08)
 
 
+@pytest.mark.parametrize(("machine", "drafts"), [(0.5, 1.0), (1.0, 2.0), (0.5, 1.8), (2.0, 0.5)])
+def test_two_lengths_tell_of_all_others_where_times_were_only_predicted(machine: float, drafts: float) -> None:
+    table, truth = CostTable(LINE, vague=True), [10.0, 11.0, 12.0, 14.0, 16.0]
+    real = [machine * (10.0 + drafts * (ms - 10.0)) for ms in truth]
+    for k in (4, 4, 4, 1, 4, 4, 1, 4, 4):
+        table.observe(k, real[k], context=100)
+    assert table.times(1, 100) == pytest.approx(real, rel=0.06)
+
+
+def test_one_length_alone_counts_as_the_machines() -> None:
+    table = CostTable(LINE, vague=True)
+    for _ in range(50):
+        table.observe(4, 8.0, context=100)
+    assert table.times(1, 100) == pytest.approx([ms / 2 for ms in (10.0, 11.0, 12.0, 14.0, 16.0)], rel=0.06)
+
+
+def test_nothing_makes_a_round_faster_than_it_is() -> None:
+    """A slow round may have stalled; one that took half the time has not, and is believed."""
+    table = CostTable(LINE)
+    for _ in range(60):
+        table.observe(0, 10.0, context=100)
+    slow, fast = table.copy(), table.copy()
+    slow.observe(0, 20.0, context=100)
+    fast.observe(0, 5.0, context=100)
+    assert slow.ms(0, context=100) == pytest.approx(10.0, rel=0.05)
+    assert fast.ms(0, context=100) < 8.0
+
+
+def test_a_batch_that_is_new_starts_from_how_fast_the_machine_was_in_the_last() -> None:
+    table = CostTable(FULL)
+    for _ in range(20):
+        table.observe(4, 32.0, batch=1, context=100)
+    table.observe(4, 128.0, batch=4, context=100)
+    assert table.ms(0, batch=4, context=100) == pytest.approx(80.0, rel=0.1)
+
+
 def test_dropped_steps_are_priced_by_what_they_took() -> None:
     table = CostTable(LINE, step_ms=0.1)
     for ms in [0.3] * 40 + [float("nan"), 50.0]:

@@ -275,6 +275,22 @@ def test_a_constant_arm_that_is_not_better_is_not_played() -> None:
     assert set(guarded(lambda i: 3 + i % 2, law, 64)) == {3, 4}
 
 
+@pytest.mark.parametrize(("told", "taken_over"), [(True, False), (False, True)])
+def test_the_guard_does_not_take_dropped_guesses_for_ordinary_ones(told: bool, taken_over: bool) -> None:
+    """Drafts end at the first guess that is bad. By the law of all guesses a constant k would keep half of these too,
+    and the guard that is not told of their chance believes in it.
+    """
+    guard, noise, held = Guard(4), np.random.default_rng(0), 0
+    law, times = np.full(4, 0.7), np.array([2.0, 2.2, 2.4, 2.6, 2.8])
+    for _ in range(800):
+        good = int(np.cumprod(noise.random(4) < 0.7).sum())  # the others are dropped, and would not have been kept
+        guard.choose(4, law, times)
+        one = Served("a", good, good, float(times[good]), unmade=0.05 if good < 4 else None)
+        guard.observe(one, good, float(times[good]), 0.05 if told and good < 4 else None)
+        held += guard.holds
+    assert bool(held) == taken_over
+
+
 # ---- drafts that end by themselves ----------------------------------------------------------------------------------
 
 STEPS = CostTable([Timing(1, k, 0, ms) for k, ms in ((0, 1.0), (1, 1.35), (8, 3.5))], step_ms=0.15)

@@ -31,8 +31,9 @@ from device_models import (
 )
 from tokenizers import Tokenizer, decoders, models
 
-from paceline.control.auto import Auto, Kinds
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
+from paceline.control.kinds import Kinds
 from paceline.device import request as requests_module
 from paceline.device.cache import BatchCache, Where
 from paceline.device.engine import DeviceEngine

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from paceline.acceptance import PROFILES, expected_tokens, survival
-from paceline.control.auto import Auto, Kinds, Plan, View, pooled
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
+from paceline.control.kinds import Kinds
 from paceline.control.parking import Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import expected_tokens as predicted
+from paceline.control.view import Plan, View, pooled
 from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, Pilot, Seat, first_pilot, prior_table
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST

@@ -9,8 +9,9 @@ import pytest
 from families import PROMPT, VOCAB
 from zoo import ZOO, Model, Oracle, Wrong
 
-from paceline.control.auto import Auto, Kinds
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
+from paceline.control.kinds import Kinds
 from paceline.control.policy import Served, State
 from paceline.control.stop import Stop
 from paceline.drafters import MtpDraft, NoDrafter

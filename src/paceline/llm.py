@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from paceline.calibration import Pair, table_for
-from paceline.control.auto import Auto, Kinds
+from paceline.control.auto import Auto
+from paceline.control.kinds import Kinds
 from paceline.control.store import Stored
 from paceline.drafters import Drafter, MtpDraft, NgramDraft, NoDrafter
 from paceline.engine import Engine, Writer, check_bias, check_draft_length, check_prompt

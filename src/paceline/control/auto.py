@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
@@ -21,6 +20,7 @@ from paceline.control.parking import PROBE_FIRST, PROBE_LAST, Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
 from paceline.control.stop import Stop, surety
+from paceline.control.view import REST, Plan, View, pooled
 
 PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
@@ -39,42 +39,7 @@ PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many 
 SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
-KINDS = 16  # remembered at once
 BATCH = "\0batch"  # the name that batches are parked under
-
-
-@dataclass(slots=True)
-class View:
-    """A round as the controller sees it beforehand: conditional acceptance [k_max], tokens and ms by k [k_max + 1].
-
-    pace: most tokens a millisecond of any k from 1 up; best: that k, or a better one to find out what a text is like.
-    """
-
-    law: Sequence[float]
-    tokens: Sequence[float]
-    times: Sequence[float]
-    best: int = 1
-    pace: float = 0.0
-
-    def __post_init__(self) -> None:
-        for k in range(1, len(self.times)):
-            rate = self.tokens[k] / self.times[k]
-            if rate > self.pace:
-                self.best, self.pace = k, rate
-
-
-@dataclass(slots=True)
-class Plan:
-    """What was chosen for a round; view is None for a parked round of which nothing was asked."""
-
-    view: View | None = None
-    k: int = 0
-    stop: Stop | None = None
-    probing: bool = False
-    timing: bool = False
-
-
-REST = Plan()
 
 
 class Auto:
@@ -322,7 +287,8 @@ class Auto:
             own, steps = stop.length(heard, own)
         own_ms = view.times[own] + (steps - own) * self.table.step_ms
         if self.guard and not plan.probing and not plan.timing:
-            self.guard.observe(served, own, own_ms)
+            beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
+            self.guard.observe(served, own, own_ms, beyond)
         if stop:
             whole, tokens = 1.0, 1.0
             for j in range(min(own, len(heard))):
@@ -343,56 +309,6 @@ class Auto:
             if len(self.parking) > REQUESTS:
                 self.parking.popitem(last=False)
         return found
-
-
-class Kinds:
-    """A controller for each kind of request, since what a round costs and wins depends on how tokens are chosen.
-
-    A kind not seen before starts from what was learnt of the last one.
-    """
-
-    def __init__(self, first: Auto) -> None:
-        self.now, self.known = first, OrderedDict[str, Auto]()
-
-    @property
-    def stop(self) -> Stop | None:
-        """Ends the coming round's draft early."""
-        return self.now.stop
-
-    @property
-    def reason(self) -> str:
-        """Why the last choice was made, in words."""
-        return self.now.reason
-
-    @property
-    def patience(self) -> int:
-        """Rounds that the last choice stands for."""
-        return self.now.patience
-
-    def choose(self, state: State) -> int:
-        self.now = self._of(state.kind)
-        return self.now.choose(state)
-
-    def observe(self, served: Served) -> None:
-        self._of(served.kind).observe(served)
-
-    def _of(self, kind: str) -> Auto:
-        found = self.known.get(kind)
-        if found is None:
-            found = self.known[kind] = self.now.heir() if self.known else self.now
-            if len(self.known) > KINDS:
-                self.known.popitem(last=False)
-        return found
-
-
-def pooled(laws: Sequence[Sequence[float]]) -> list[float]:
-    """Conditional acceptance by position of all sequences together: of those that reach it, how many pass."""
-    alive, law = [1.0] * len(laws), list[float]()
-    for j in range(len(laws[0])):
-        reached = sum(alive)
-        alive = [whole * one[j] for whole, one in zip(alive, laws, strict=True)]
-        law.append(sum(alive) / reached if reached else 0.0)
-    return law
 
 
 def _drafts(k: int) -> str:

@@ -69,11 +69,6 @@ class CostTable:
         self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
         self.latest = drifts[0]
 
-    @property
-    def doubt(self) -> float:
-        """How far off what drafts add to rounds of the latest batch may be, in logarithms."""
-        return self.latest.doubt
-
     def times(self, batch: int = 1, context: int = 0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1]."""
         low, high, share = _between(self.batches, batch)

@@ -14,13 +14,14 @@ MACHINE, DRAFTS = 0.15, 0.05  # standard deviations of both logarithms where a t
 VAGUE = 8.0  # times as much where it was only predicted
 NOISE = 0.05  # of a round
 WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds
-MOST = math.log(1.5)  # a round off by more is a stall, unless no more was known
-STALLED = 0.09  # of such a one, cut down to MOST, is believed, and after some more of them
+# A round slower by more is a stall, unless no more was known; nothing makes one faster than it is.
+MOST = math.log(1.5)
+STALLED = 0.09  # of such a one, cut down to MOST, is believed
 DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
 
 
 class Drift:
-    """Logarithms of both factors. doubt: the standard deviation of the second."""
+    """Logarithms of both factors."""
 
     __slots__ = ("_between", "_drafts", "_machine", "drafts", "machine")
 
@@ -35,11 +36,6 @@ class Drift:
         other.machine, other.drafts = self.machine, self.drafts
         return other
 
-    @property
-    def doubt(self) -> float:
-        """How far off what drafts add may be, in logarithms."""
-        return math.sqrt(self._drafts)
-
     def learn(self, off: float, share: float) -> float | None:
         """A round was off by so much, in logarithms, of which drafts made up a share: what remains off of it.
 
@@ -48,8 +44,8 @@ class Drift:
         a = self._machine + share * self._between
         d = self._between + share * self._drafts
         total = a + share * d + NOISE**2
-        if abs(off) > max(MOST, 3 * math.sqrt(total)):
-            self.machine += STALLED * math.copysign(MOST, off)
+        if off > max(MOST, 3 * math.sqrt(total)):
+            self.machine += STALLED * MOST
             self._machine += DOUBTED
             return None
         to_machine, to_drafts = a / total * off, d / total * off

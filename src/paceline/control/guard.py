@@ -49,28 +49,31 @@ class Guard:
         self.holds = self.lately > -2 * LEAST and self.lead > 0 if self.holds else leads
         return self.constant if self.holds else own
 
-    def observe(self, served: Served, own: int, own_ms: float | None = None) -> None:
+    def observe(self, served: Served, own: int, own_ms: float | None = None, beyond: float | None = None) -> None:
         """Scores both arms in milliseconds saved, relative to the round, at the pace of the constant arm.
 
-        own: the controller's k; own_ms: what its draft takes where `times` do not tell, because a guess was dropped.
+        own: the controller's k; own_ms: what its draft takes where `times` do not tell, because a guess was dropped;
+        beyond: the chance which that guess had. Dropped ones are worse than most: by the law of all, constants would
+        look better than they are.
         """
         self.weight /= FORGET  # instead of shrinking all counts: the newest weighs most
         for j in range(min(served.accepted + 1, served.k)):
             self.reached[j] += self.weight
             self.kept[j] += self.weight * (j < served.accepted)
         ms = self.times[own] if own_ms is None else own_ms
-        won = (self._tokens(self.constant, served) - self._tokens(own, served)) / self.pace
+        won = (self._tokens(self.constant, served, beyond) - self._tokens(own, served, beyond)) / self.pace
         difference = (won - self.times[self.constant] + ms) / self.times[served.k]
         self.rounds += 1
         self.lead += LONG * (difference - self.lead)
         self.lately += SHORT * (difference - self.lately)
         self.spread += LONG * ((difference - self.lead) ** 2 - self.spread)
 
-    def _tokens(self, k: int, served: Served) -> float:
+    def _tokens(self, k: int, served: Served, beyond: float | None) -> float:
         """Tokens that k drafts would have given in this round."""
         if k <= served.k or served.accepted < served.k:
             return 1.0 + min(k, served.accepted)
-        return served.accepted + expected_tokens(self.law[served.k : k])[-1]
+        law = self.law[served.k : k]
+        return served.accepted + expected_tokens(law if beyond is None else (beyond, *law[1:]))[-1]
 
     def _look_up(self) -> None:
         """The best constant k, and its tokens a millisecond."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from paceline.control.auto import Plan
 from paceline.control.policy import Served
+from paceline.control.view import Plan
 from paceline.device.graphs import Graphs
 from paceline.device.hosted import Host, to_host
 from paceline.device.pilot import Pilot

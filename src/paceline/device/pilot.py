@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from paceline.config import DrafterConfig, TextConfig
-from paceline.control.auto import Auto, Kinds, Plan
+from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
+from paceline.control.kinds import Kinds
 from paceline.control.policy import Policy, Served, State
+from paceline.control.view import Plan
 from paceline.roofline import Round as Work
 from paceline.roofline import pass_flops, traffic
 from paceline.steering import LONGEST
