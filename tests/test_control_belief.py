@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, tempered, usual
+from paceline.control.belief import BEFORE, LEVELS, Belief, usual
+from paceline.control.logistic import tempered
 from paceline.control.predict import Acceptance
 
 HIT = 1.0 / (1.0 + np.exp(-(1.1 + LEVELS)))  # the first draft is kept

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.control.predict import Acceptance, expected_tokens, newton
+from paceline.control.logistic import newton, solved
+from paceline.control.predict import Acceptance, expected_tokens
 
 
 def served(model: Acceptance, law: list[float], rounds: int, censor: bool = True, spread: float = 0.0) -> None:
@@ -23,8 +24,17 @@ def test_newton_finds_the_weights_of_a_logistic_law() -> None:
     noise = np.random.default_rng(1)
     x = np.column_stack([np.ones(20_000), noise.standard_normal((20_000, 2))])
     y = (noise.random(20_000) < 1 / (1 + np.exp(-(x @ [0.5, 1.0, -0.7] + 0.3)))).astype(float)
-    found = newton(x, np.full(20_000, 0.3), y, np.zeros(3), np.full(3, 1e-3))
+    rows = np.column_stack([x, np.full(20_000, 0.3), y])
+    found = newton(rows, np.zeros(3), np.full(3, 1e-3))
     assert found == pytest.approx([0.5, 1.0, -0.7], abs=0.06)
+
+
+def test_equations_are_solved() -> None:
+    noise = np.random.default_rng(3)
+    for n in (1, 3, 5):
+        half, right = noise.standard_normal((n, n)), noise.standard_normal(n)
+        matrix = half @ half.T + 0.1 * np.eye(n)
+        assert solved(matrix, right) == pytest.approx(np.linalg.solve(matrix, right))
 
 
 def test_what_is_only_counted_moves_the_prediction_as_far_as_it_surprises() -> None:
@@ -62,7 +72,7 @@ def test_positions_behind_a_rejection_teach_nothing() -> None:
     model = Acceptance(4)
     for _ in range(50):
         model.observe("a", 1, [1.0] * 4)
-    assert [samples.seen for samples in model.samples] == [50, 50, 0, 0]
+    assert model.samples.seen.tolist() == [50, 50, 0, 0]
 
 
 def test_a_prior_holds_until_rounds_speak() -> None:

@@ -223,8 +223,8 @@ class Auto:
 
     def _ahead(self, view: View) -> int:
         """The k of most tokens a millisecond; now and then one more, where that position was hardly ever verified."""
-        best, samples = view.best, self.acceptance.samples
-        deeper = best < self.k_max and self._crossed(DEEPER_EVERY) and samples[best].seen < 64
+        best, seen = view.best, self.acceptance.samples.seen
+        deeper = bool(best < self.k_max and self._crossed(DEEPER_EVERY) and seen[best] < 64)
         k = best + deeper
         self.say = lambda: (
             f"{_drafts(k)}: {view.tokens[k]:.1f} tokens in {view.times[k]:.1f} ms, against 1 in {view.times[0]:.1f} ms"

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
-from numba import njit
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from paceline.control.logistic import Floats, settled
+
 LEVELS = np.arange(-6.0, 3.7, 0.6)
 STEADY = 1.0  # standard deviation in logits of most texts, before any was seen
 STRANGE = 0.15  # of the texts are then taken to be like nothing in particular
@@ -22,8 +21,7 @@ TEXTS, FADE = 24, 0.88  # the last so many count, each less than the one after i
 UNSEEN = 0.2  # what is thought before any was seen counts as the oldest of them does, or so much of a text
 CONVINCED = 2.0  # rounds with drafts after which a text counts for a half
 CHANGE, RESTED = 0.01, 0.1  # chance that the text has become another since the last round, and since a rest
-SETTLE, LEAST = 8, 1e-9  # rounds told of in a row, and a likelihood: their product must not vanish
-TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
+SETTLE = 8  # rounds told of in a row: the product of their likelihoods must not vanish
 
 
 def _before_any() -> Floats:
@@ -61,55 +59,14 @@ class Belief:
 
     def _settle(self) -> None:
         if self._told is not None:
-            self._odds, self.level = settled(self._odds, self.usual, self._told, self._same)
+            self._odds, self.level = settled(self._odds, self.usual, (self._told, self._same), LEVELS)
             self._told, self._same = None, 1.0
-
-
-# Compiled, since a round of a small model takes as long as ten calls of NumPy that find the caches swept.
-
-
-@njit(cache=True)
-def settled(odds: Floats, usual: Floats, told: Floats, same: float) -> tuple[Floats, float]:
-    """Odds after what was told, of a text that is still the same with so much chance; and the mean level."""
-    new = (same * odds + (1.0 - same) * usual) * told
-    new /= new.sum()
-    return new, (new * LEVELS).sum()
-
-
-@njit(cache=True)
-def survival(weights: Floats, fast: float, slow: float) -> Floats:
-    """The chance at each level that so many drafts are kept, [k + 1, levels], by the laws' weights [k, 3]."""
-    whole = np.ones((len(weights) + 1, len(LEVELS)))
-    for j, w in enumerate(weights):
-        logit = w[0] + w[1] * fast + w[2] * slow
-        for i, level in enumerate(LEVELS):
-            whole[j + 1, i] = whole[j, i] / (1.0 + np.exp(-logit - level))
-    return whole
-
-
-@njit(cache=True)
-def conditional(whole: Floats, odds: Floats) -> Floats:
-    """Conditional acceptance by position, [k]: of what reaches it in the mean, how much passes."""
-    law = np.empty(len(whole) - 1)
-    before = 1.0
-    for j in range(len(law)):
-        after = (whole[j + 1] * odds).sum()
-        law[j], before = after / before, after
-    return law
-
-
-@njit(cache=True)
-def tempered(likelihood: Floats) -> Floats:
-    """What a round says, less what rounds beside it say as well."""
-    return np.maximum(likelihood, LEAST) ** TEMPER
 
 
 def usual(earlier: Iterable[Belief], before: Floats = BEFORE) -> Floats:
     """Odds for a new text: those of earlier ones, the latest first, as far as their rounds have shown what they are."""
-    total, odds, fade = 0.0, np.zeros(len(LEVELS)), 1.0
-    for text in islice(earlier, TEXTS):
-        weight = fade * text.rounds / (text.rounds + CONVINCED)
-        odds += weight * text.odds
-        total, fade = total + weight, fade * FADE
-    unseen = max(fade, UNSEEN)
-    return np.asarray((odds + unseen * before) / (total + unseen))
+    texts = list(islice(earlier, TEXTS))
+    weights = [FADE**i * text.rounds / (text.rounds + CONVINCED) for i, text in enumerate(texts)]
+    weights.append(max(FADE ** len(texts), UNSEEN))
+    odds = np.array([*(text.odds for text in texts), before])
+    return np.asarray(weights @ odds / sum(weights))

@@ -15,47 +15,54 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, Floats, conditional, survival, tempered, usual
+from paceline.control.belief import BEFORE, LEVELS, Belief, usual
+from paceline.control.logistic import (
+    FEATURES,
+    WINDOW,
+    Floats,
+    conditional,
+    counted,
+    least_wasted,
+    newton,
+    note,
+    note_round,
+    outcome,
+    warm_up,
+)
 from paceline.control.stop import Stop, surety
 
-FEATURES = 3  # one, certainty of late, certainty over the request
-WINDOW = 256  # verified drafts of one position that a fit looks back on
 # Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
 # a small model's round.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
-NEWTON_STEPS, SMALL, LEAST = 4, 0.02, 6  # at most; a step that needs no other; drafts of a position worth a fit
+LEAST = 6  # drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
-FAST, SLOW = 0.3, 0.05  # weights of the newest position in the two averages of certainty
+PACES = np.array([0.3, 0.05])  # weights of the newest position in the two averages of certainty
 REQUESTS = 1024  # remembered at once
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
 
 class Request(Belief):
-    """What is known of one request: how well it is guessed, and its certainty of late and over all, standardised."""
+    """What is known of a request: how well it is guessed, and its certainty of late and over all [2], standardised."""
 
-    __slots__ = ("fast", "slow")
+    __slots__ = ("sure",)
 
     def __init__(self, odds: Floats) -> None:
         super().__init__(odds)
-        self.fast = self.slow = 0.0
+        self.sure = np.zeros(2)
 
 
 class Samples:
-    """A ring of the last verified drafts: a row of features, then offset and outcome."""
+    """Rings of the last verified drafts, one for each law."""
 
-    def __init__(self) -> None:
-        self.rows, self.seen = np.zeros((WINDOW, FEATURES + 2)), 0
+    def __init__(self, laws: int = 1) -> None:
+        self.rows, self.seen = np.zeros((laws, WINDOW, FEATURES + 2)), np.zeros(laws, np.int64)
 
-    def add(self, one: float, two: float, offset: float, y: bool) -> None:
-        self.rows[self.seen % WINDOW] = (1.0, one, two, offset, y)
-        self.seen += 1
-
-    def fit(self, mean: Floats, precision: Floats) -> Floats:
-        """Most likely weights of a logistic law over what is in the ring."""
-        rows = self.rows[: min(self.seen, WINDOW)]
-        return newton(rows[:, :FEATURES], rows[:, FEATURES], rows[:, -1], mean, precision) if self.seen else mean
+    def fit(self, law: int, mean: Floats, precision: Floats) -> Floats:
+        """Most likely weights of a logistic law over what is in its ring."""
+        weights: Floats = newton(self.rows[law, : self.seen[law]], mean, precision)
+        return weights
 
 
 class Acceptance:
@@ -68,23 +75,22 @@ class Acceptance:
         if prior is not None:
             self.prior[:, 0] = [logit(p) for p in prior]
         self.weights: Floats = self.prior.copy()
-        self.samples = [Samples() for _ in range(k_max)]
+        self.samples = Samples(k_max)
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
         self.rounds, self.before = 0, BEFORE
-        self._of: tuple[float, float] | None = None  # the certainties that these are of
-        self._chances, self._told = np.ones((k_max + 1, len(LEVELS))), dict[tuple[int, bool], Floats]()
+        warm_up()
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
         self.prior, self.weights = other.weights.copy(), other.weights.copy()
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
-        self.before, self._of = usual(reversed(other.requests.values()), other.before), None
+        self.before = usual(reversed(other.requests.values()), other.before)
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
         known = self._request(request)
-        law: list[float] = conditional(self._survival(known), known.odds).tolist()
+        law: list[float] = conditional(self.weights, known.sure, LEVELS, known.odds).tolist()
         return law
 
     def cheapest(self, request: str, times: Sequence[float]) -> int:
@@ -94,24 +100,7 @@ class Acceptance:
         know: of a text that may be hopeless long drafts waste much, of a good one short drafts only a little.
         """
         known = self._request(request)
-        tokens, ms = np.cumsum(self._survival(known), axis=0), np.array(times)
-        best_pace = (tokens / ms[:, None]).max(axis=0)
-        return 1 + int(np.argmax((tokens @ (known.odds / best_pace) - ms)[1:]))
-
-    def _survival(self, known: Request) -> Floats:
-        """The chance at each level that so many drafts are kept, [k_max + 1, levels]."""
-        of = known.fast, known.slow
-        if of != self._of:
-            self._of, self._told = of, {}
-            self._chances = survival(self.weights, *of)
-        return self._chances
-
-    def _outcome(self, known: Request, kept: int, rejected: bool) -> Floats:
-        """How likely each level makes it that so many drafts are kept, and then one is not, [levels]."""
-        whole, outcome = self._survival(known), (kept, rejected)
-        if outcome not in self._told:
-            self._told[outcome] = tempered(whole[kept] - whole[kept + 1] if rejected else whole[kept])
-        return self._told[outcome]
+        return int(least_wasted(self.weights, known.sure, LEVELS, known.odds, np.array(times)))
 
     def observe(
         self,
@@ -127,19 +116,14 @@ class Acceptance:
         unmade: certainty of one guess more, which was dropped, and the chance it had: without it, a drafter that knows
         its guesses to be bad would never be heard of.
         """
-        drafted = min(len(certainty), self.k_max)
-        reached = min(accepted + 1, drafted)
-        known = self._request(request)
+        drafted, known = min(len(certainty), self.k_max), self._request(request)
+        kept, further = min(accepted, drafted), 0.0 if accepted < drafted else -1.0
         if unmade is not None and accepted == len(certainty) < self.k_max:
-            chance, whole = unmade[1], self._survival(known)
-            likelihood = tempered((1.0 - chance) * whole[accepted] + (2.0 * chance - 1.0) * whole[accepted + 1])
-        else:
-            likelihood = self._outcome(known, min(accepted, drafted), accepted < drafted)
-        known.hear(likelihood, rested)
-        level = known.level
+            further = unmade[1]
+        known.hear(outcome(self.weights, known.sure, LEVELS, kept, further), rested)
+        reached = min(accepted + 1, drafted)
         if reached:
-            for j in range(reached):
-                self.samples[j].add(known.fast, known.slow, level, j < accepted)
+            note_round(self.samples.rows[:drafted], self.samples.seen, known.sure, known.level, kept)
             self.rounds += 1
             if self.rounds in EARLY:
                 for j in range(self.k_max):
@@ -155,8 +139,7 @@ class Acceptance:
     def hear(self, request: str, tries: int, hits: int) -> None:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
         known = self._request(request)
-        first = self._survival(known)[1]
-        known.hear(tempered(first**hits * (1.0 - first) ** (tries - hits)))
+        known.hear(counted(self.weights, known.sure, LEVELS, tries, hits))
 
     def _mark(self, known: Request, mark: float) -> None:
         """Averages one certainty, standardised by those of all requests."""
@@ -166,8 +149,7 @@ class Acceptance:
         self.mean += weight * off
         self.variance += weight * (off * off - self.variance) if self.marks > 1 else 0.0
         standard = max(-3.0, min(3.0, (mark - self.mean) / math.sqrt(max(self.variance, 1e-2))))
-        known.fast += FAST * (standard - known.fast)
-        known.slow += SLOW * (standard - known.slow)
+        known.sure += PACES * (standard - known.sure)
 
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)
@@ -179,12 +161,11 @@ class Acceptance:
 
     def _fit(self, j: int) -> None:
         """Newton's method for one position; with few verified drafts, it keeps close to the one before it."""
-        mean, samples = self.prior[j], self.samples[j]
+        mean = self.prior[j]
         if j:
             mean = mean + self.weights[j - 1] - self.prior[j - 1]
-        enough = samples.seen >= (LEAST if j else 1)
-        self._of = None
-        self.weights[j] = samples.fit(mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean
+        enough = self.samples.seen[j] >= (LEAST if j else 1)
+        self.weights[j] = self.samples.fit(j, mean, PRECISION + NEIGHBOUR * (j > 0)) if enough else mean
 
 
 class Reading:
@@ -201,26 +182,11 @@ class Reading:
     def observe(self, accepted: int, confidences: Sequence[float]) -> None:
         """A verified round of len(confidences) drafts."""
         for j, confidence in enumerate(confidences[: accepted + 1]):
-            self.samples.add(surety(confidence), float(j), 0.0, j < accepted)
+            note(self.samples.rows, self.samples.seen, 0, (surety(confidence), float(j), 0.0, j < accepted))
         self.rounds += 1
         if self.rounds % REREAD == 0 or self.rounds in EARLY:
-            offset, slope, depth = self.samples.fit(CONFIDENT, TRUST).tolist()
+            offset, slope, depth = self.samples.fit(0, CONFIDENT, TRUST).tolist()
             self.law = offset, max(slope, 0.0), depth
-
-
-def newton(x: Floats, offset: Floats, y: Floats, mean: Floats, precision: Floats) -> Floats:
-    """Most likely weights [F] of a logistic law over x [N, F] with offsets [N], under a Gaussian prior."""
-    weights, ridge = mean.copy(), precision * np.eye(len(mean))
-    for _ in range(NEWTON_STEPS):
-        p = 1.0 / (1.0 + np.exp(-np.clip(x @ weights + offset, -30, 30)))
-        gradient = x.T @ (y - p) - precision * (weights - mean)
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge
-        # A step of more than 2 logits leaves the region where the quadratic says anything.
-        step = np.clip(np.linalg.solve(hessian, gradient), -2.0, 2.0)
-        weights = weights + step
-        if abs(step).max() < SMALL:
-            break
-    return weights
 
 
 def logit(p: float) -> float:

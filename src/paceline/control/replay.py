@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.control.auto import Auto
-from paceline.control.belief import Floats
 from paceline.control.cost import CostTable
 from paceline.control.kinds import Kinds
+from paceline.control.logistic import Floats
 from paceline.control.policy import Confidence, Constant, Heuristic, Policy, Served, State, Turns, parse_number
 from paceline.control.predict import expected_tokens
 from paceline.control.stop import Stop

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.belief import Floats
+from paceline.control.logistic import Floats
 from paceline.control.trace import Row, Trace
 from paceline.errors import UsageError
 

@@ -1,0 +1,179 @@
+"""Logistic laws of acceptance: what they predict, how likely they make an outcome, and how they are fitted.
+
+Compiled, since a round of a small model takes as long as ten calls of NumPy that find the caches swept. Shapes: weights
+[k, FEATURES], a law for each draft position; sure [2], certainty of late and over the request, standardised; levels
+[L], shifts in logits that hold for all positions; rows [laws, WINDOW, FEATURES + 2], rings of features, then offset and
+outcome, of which seen [laws] were written.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FEATURES = 3  # one, certainty of late, certainty over the request
+WINDOW = 256  # verified drafts of one position that a fit looks back on
+NEWTON_STEPS, SMALL = 4, 0.02  # at most, and a step that needs no other
+LEAST = 1e-9  # likelihood of anything: their product must not vanish
+TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
+
+
+@njit(cache=True)
+def tempered(likelihood: Floats) -> Floats:
+    """What a round says, less what rounds beside it say as well."""
+    found: Floats = np.maximum(likelihood, LEAST) ** TEMPER
+    return found
+
+
+@njit(cache=True)
+def passed(weights: Floats, sure: Floats, level: float, j: int) -> float:
+    """The chance that draft j is kept where all before it are."""
+    w = weights[j]
+    return 1.0 / (1.0 + math.exp(-(w[0] + w[1] * sure[0] + w[2] * sure[1] + level)))
+
+
+@njit(cache=True)
+def conditional(weights: Floats, sure: Floats, levels: Floats, odds: Floats) -> Floats:
+    """Conditional acceptance by position, [k]: of what reaches it in the mean of the levels, how much passes."""
+    alive, law, before = odds.copy(), np.empty(len(weights)), odds.sum()
+    for j in range(len(law)):
+        for i in range(len(levels)):
+            alive[i] *= passed(weights, sure, levels[i], j)
+        after = alive.sum()
+        law[j], before = after / before, after
+    return law
+
+
+@njit(cache=True)
+def outcome(weights: Floats, sure: Floats, levels: Floats, kept: int, further: float) -> Floats:
+    """How likely each level makes it that `kept` drafts are kept, and one more by the chance `further`: [L], tempered.
+
+    0 says that it was rejected, and 1 that it was kept; what is negative, that nothing is known of it.
+    """
+    found = np.ones(len(levels))
+    for i in range(len(levels)):
+        for j in range(kept):
+            found[i] *= passed(weights, sure, levels[i], j)
+        if further >= 0.0:
+            p = passed(weights, sure, levels[i], kept)
+            found[i] *= (1.0 - further) * (1.0 - p) + further * p
+    told: Floats = tempered(found)
+    return told
+
+
+@njit(cache=True)
+def counted(weights: Floats, sure: Floats, levels: Floats, tries: int, hits: int) -> Floats:
+    """How likely each level makes it that the first draft is kept in so many rounds of `tries`, [L], tempered."""
+    found = np.empty(len(levels))
+    for i in range(len(levels)):
+        p = passed(weights, sure, levels[i], 0)
+        found[i] = p**hits * (1.0 - p) ** (tries - hits)
+    told: Floats = tempered(found)
+    return told
+
+
+@njit(cache=True)
+def least_wasted(weights: Floats, sure: Floats, levels: Floats, odds: Floats, times: Floats) -> int:
+    """The k from 1 up that wastes the least time in the mean over the levels; see `Acceptance.cheapest`."""
+    saved = -times
+    tokens = np.ones(len(times))
+    for i in range(len(levels)):
+        whole, best = 1.0, tokens[0] / times[0]
+        for k in range(1, len(times)):
+            whole *= passed(weights, sure, levels[i], k - 1)
+            tokens[k] = tokens[k - 1] + whole
+            best = max(best, tokens[k] / times[k])
+        saved += odds[i] / best * tokens
+    return 1 + int(np.argmax(saved[1:]))
+
+
+@njit(cache=True)
+def settled(odds: Floats, usual: Floats, told: tuple[Floats, float], levels: Floats) -> tuple[Floats, float]:
+    """Odds [L] after what was told [L], of a text that is still the same with so much chance; and the mean level."""
+    likelihood, same = told
+    new = (same * odds + (1.0 - same) * usual) * likelihood
+    new /= new.sum()
+    return new, (new * levels).sum()
+
+
+# ---- what is learnt -------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def note(rows: Floats, seen: Ints, law: int, sample: tuple[float, float, float, bool]) -> None:
+    """Writes (feature, feature, offset, outcome) into the ring of a law."""
+    row = rows[law, seen[law] % WINDOW]
+    row[0], row[1], row[2], row[3], row[4] = 1.0, sample[0], sample[1], sample[2], sample[3]
+    seen[law] += 1
+
+
+@njit(cache=True)
+def note_round(rows: Floats, seen: Ints, sure: Floats, level: float, kept: int) -> None:
+    """A round kept so many drafts, and rejected the next one where rings are left for it."""
+    for j in range(min(kept + 1, len(rows))):
+        note(rows, seen, j, (sure[0], sure[1], level, j < kept))
+
+
+@njit(cache=True)
+def newton(rows: Floats, mean: Floats, precision: Floats) -> Floats:
+    """Most likely weights [FEATURES] of a law over rows [N, FEATURES + 2], under a Gaussian prior."""
+    weights = mean.copy()
+    for _ in range(NEWTON_STEPS):
+        gradient, hessian = precision * (mean - weights), np.zeros((FEATURES, FEATURES))
+        for a in range(FEATURES):
+            hessian[a, a] = precision[a]
+        for row in rows:
+            z = row[FEATURES]
+            for a in range(FEATURES):
+                z += row[a] * weights[a]
+            p = 1.0 / (1.0 + math.exp(-min(max(z, -30.0), 30.0)))
+            for a in range(FEATURES):
+                gradient[a] += row[a] * (row[FEATURES + 1] - p)
+                for b in range(FEATURES):
+                    hessian[a, b] += row[a] * row[b] * p * (1.0 - p)
+        # A step of more than 2 logits leaves the region where the quadratic says anything.
+        step, longest = solved(hessian, gradient), 0.0
+        for a in range(FEATURES):
+            weights[a] += min(max(step[a], -2.0), 2.0)
+            longest = max(longest, abs(step[a]))
+        if longest < SMALL:
+            break
+    return weights
+
+
+@njit(cache=True)
+def solved(matrix: Floats, right: Floats) -> Floats:
+    """x of matrix @ x = right, by elimination: `matrix` is positive definite, so no row need be exchanged."""
+    m, x = matrix.copy(), right.copy()
+    n = len(x)
+    for i in range(n):
+        for j in range(i + 1, n):
+            share = m[j, i] / m[i, i]
+            x[j] -= share * x[i]
+            for a in range(i, n):
+                m[j, a] -= share * m[i, a]
+    for i in range(n - 1, -1, -1):
+        for j in range(i + 1, n):
+            x[i] -= m[i, j] * x[j]
+        x[i] /= m[i, i]
+    return x
+
+
+@cache
+def warm_up() -> None:
+    """Compiles all of these, or loads them: else the first rounds that are told of would wait for it."""
+    weights, sure, two = np.zeros((1, FEATURES)), np.zeros(2), np.ones(2)
+    rows, seen = np.zeros((1, WINDOW, FEATURES + 2)), np.zeros(1, np.int64)
+    law = two, two
+    settled(outcome(weights, sure, two, 0, 0.0), counted(weights, sure, two, 1, 1), (two, 1.0), two)
+    conditional(weights, sure, *law)
+    least_wasted(weights, sure, *law, two)
+    note_round(rows, seen, sure, 0.0, 0)
+    note(rows, seen, 0, (0.0, 0.0, 0.0, True))
+    newton(rows[0, : seen[0]], np.zeros(FEATURES), np.ones(FEATURES))
