@@ -32,11 +32,12 @@ PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn thei
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
-THINK_EVERY = 16  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
+THINK_EVERY = 24  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
 HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
 PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
-SLOW_START, SETTLED = 16, 2  # but the first rounds that draft, of all and of a request, are of one choice each
+# But the first rounds that draft, of all and of a request, are of one choice each; and of these an heir has had some.
+SLOW_START, SETTLED, HEIR = 16, 2, 8
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 BATCH = "\0batch"  # the name that batches are parked under
@@ -73,7 +74,7 @@ class Auto:
         """A controller for another kind of text, which starts from what this one knows and learns on its own."""
         other = Auto(self.table.copy(), self.k_max, self.guard is not None, self.listens)
         other.acceptance.start_from(self.acceptance)
-        other.reading.law = self.reading.law
+        other.reading.law, other.drafting = self.reading.law, HEIR
         return other
 
     def choose(self, state: State) -> int:
