@@ -14,6 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from paceline.control import drift, logistic
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
 from paceline.control.parking import PROBE_FIRST, PROBE_LAST, Parking
@@ -50,6 +51,8 @@ class Auto:
     """
 
     def __init__(self, table: CostTable, k_max: int, guard: bool = True, listens: bool = False) -> None:
+        drift.warm_up()
+        logistic.warm_up()
         self.table, self.k_max, self.listens = table, min(k_max, table.k_max), listens
         self.acceptance, self.reading = Acceptance(self.k_max), Reading()
         self.guard = Guard(self.k_max) if guard else None

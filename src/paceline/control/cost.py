@@ -18,10 +18,6 @@ from paceline.control.drift import Drift
 from paceline.errors import UsageError
 
 K_MOST = 15
-# What is one cell's own, beside what rounds of its batch have in common: its first round has this share in it, its
-# second half of it, and so on, down to the other.
-FIRST, OWN = 0.5, 0.02
-LEVEL = 6  # rounds from which only what all have in common is learnt: one k must not look cheap for being tried first
 STEP = 0.1  # share of the newest in the average of dropped draft steps
 
 
@@ -38,10 +34,10 @@ class Timing:
 class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
-    grid [batches][contexts][k_max + 1], in ms, before `drifts`, one for each batch. `step_ms` is a step of the drafter
-    whose guess was then dropped. vague: predicted times, of which served rounds know better. Plain floats: a round may
-    last 1 ms. How many experts a mixture's rounds meet is no part of it: nobody counts them while it serves, and what
-    they cost in the mean is in the times of served rounds.
+    grid [batches][contexts][k_max + 1], in ms, as they were given; `drifts`, one for each bucket that served rounds
+    were of, correct them. `step_ms` is a step of the drafter whose guess was then dropped. vague: predicted times, of
+    which served rounds know better. How many experts a mixture's rounds meet is no part of it: nobody counts them while
+    it serves, and what they cost in the mean is in the times of served rounds.
     """
 
     def __init__(self, timings: Iterable[Timing], step_ms: float = 0.0, vague: bool = False) -> None:
@@ -54,40 +50,36 @@ class CostTable:
         self.step_ms, self.vague = step_ms, vague
         shape = _by_k({k: t.ms for k, t in base.items()}, self.k_max)
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
-        self._begin([Drift(vague) for _ in self.batches])
+        self.drifts: dict[tuple[int, int], Drift] = {}
+        self.latest: Drift | None = None
+        self.rounds = 0
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
-        other.__dict__.update(self.__dict__ | {"grid": [[list(cells) for cells in row] for row in self.grid]})
-        other._begin([drift.copy(self.vague) for drift in self.drifts])
+        other.__dict__.update(self.__dict__ | {"drifts": {}, "latest": None, "rounds": 0})
+        for key, drift in self.drifts.items():
+            other.drifts[key] = Drift(self.grid[key[0]][key[1]], self.vague, drift.offsets)
+            if drift is self.latest:
+                other.latest = other.drifts[key]
         return other
-
-    def _begin(self, drifts: list[Drift]) -> None:
-        self.drifts, self.rounds = drifts, 0
-        self.met = [0 for _ in self.batches]
-        self.seen = [[[0] * (self.k_max + 1) for _ in self.contexts] for _ in self.batches]
-        self.latest = drifts[0]
 
     def times(self, batch: int = 1, context: int = 0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1]."""
         low, high, share = _between(self.batches, batch)
-        times = self._drifted(low, context)
-        if share:
-            times = [a + share * (b - a) for a, b in zip(times, self._drifted(high, context), strict=True)]
-        return times
-
-    def _drifted(self, b: int, context: int) -> list[float]:
-        drift, times = self.drifts[b], self._row(b, context)
-        machine, more = math.exp(drift.machine), math.exp(drift.machine + drift.drafts)
-        plain = times[0] * (machine - more)
-        return [plain + more * ms for ms in times]
+        times = self._row(low, context)
+        return _mixed(times, self._row(high, context), share) if share else times
 
     def _row(self, b: int, context: int) -> list[float]:
         low, high, share = _between(self.contexts, context)
-        if not share:
-            return self.grid[b][low]
-        return [x + share * (y - x) for x, y in zip(self.grid[b][low], self.grid[b][high], strict=True)]
+        times = self._cell(b, low)
+        return _mixed(times, self._cell(b, high), share) if share else times
+
+    def _cell(self, b: int, c: int) -> list[float]:
+        """Of one bucket; of one that no round was of, as the latest rounds differed from theirs."""
+        drift = self.drifts.get((b, c), self.latest)
+        times = self.grid[b][c]
+        return [ms * factor for ms, factor in zip(times, drift.factors, strict=True)] if drift else times
 
     def ms(self, k: int, batch: int = 1, context: int = 0) -> float:
         """Milliseconds of one round; UsageError for a k the table cannot know."""
@@ -96,26 +88,17 @@ class CostTable:
         return self.times(batch, context)[k]
 
     def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
-        """A served round took `ms`: learnt of what rounds of its batch have in common, and the rest by its cell.
-
-        expected: what the table says of it, where the caller knows.
-        """
+        """A served round took `ms`. expected: what the table says of it, where the caller knows."""
         if not (math.isfinite(ms) and ms > 0):
             return
         off = math.log(ms / (expected or self.ms(k, batch, context)))
-        b, c = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
-        drift, cells = self.drifts[b], self.grid[b][c]
-        if not self.met[b]:
-            drift.machine = self.latest.machine
-        self.latest, added = drift, math.exp(drift.drafts) * (cells[k] - cells[0])
-        rest = drift.learn(off, added / (cells[0] + added))
-        if rest is None:
-            return
-        self.rounds += 1
-        self.met[b] += 1
-        if self.met[b] > LEVEL:
-            self.seen[b][c][k] += 1
-            cells[k] *= math.exp(max(OWN, FIRST / self.seen[b][c][k]) * rest)
+        key = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
+        drift = self.drifts.get(key)
+        if drift is None:
+            before = self.latest.offsets if self.latest else None
+            drift = self.drifts[key] = Drift(self.grid[key[0]][key[1]], self.vague, before)
+        self.latest = drift
+        self.rounds += drift.learn(k, off)
 
     def observe_step(self, ms: float) -> None:
         """A draft step whose guess was dropped took so long beside the rest of its round."""
@@ -153,6 +136,10 @@ def _between(buckets: list[int], value: float) -> tuple[int, int, float]:
         if value <= high:
             return i, i + 1, (value - low) / (high - low)
     return len(buckets) - 1, len(buckets) - 1, 0.0
+
+
+def _mixed(low: list[float], high: list[float], share: float) -> list[float]:
+    return [a + share * (b - a) for a, b in zip(low, high, strict=True)]
 
 
 def _middles(buckets: list[int]) -> list[float]:

@@ -1,19 +1,27 @@
-"""What served rounds differ by from a table of their times: a factor of all, and another of what drafts add to one.
+"""What served rounds differ by from a table of their times, by draft length: learnt of all lengths from each round.
 
-Both are learnt side by side, by recursive least squares over logarithms with slow random walks (a Kalman filter of two
-states): a slower machine makes all rounds dearer, a slower drafter only those that draft, and rounds of any two lengths
-tell which. One length alone cannot, and then nearly all counts as the machine's: no other k must look cheap for not
-being in use.
+A Gaussian process over k, in logarithms. What all rounds have in common varies most (a slower machine), then what
+drafts add to a round, and last what is one length's own, which it shares with those beside it. So rounds of any two
+lengths tell of all others; one alone cannot tell the machine from the drafts, and then nearly all counts as the
+machine's: no other k must look cheap for not being in use.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
 
-MACHINE, DRAFTS = 0.15, 0.05  # standard deviations of both logarithms where a table was measured
+import numpy as np
+from numba import njit
+
+from paceline.control.logistic import Floats
+
+MACHINE, DRAFTS = 0.15, 0.05  # standard deviations in logarithms where a table was measured
 VAGUE = 8.0  # times as much where it was only predicted
-NOISE = 0.05  # of a round
-WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds
+OWN, ALIKE = 0.04, 0.8  # of one length beside both, and how much of it the next one shares
+NOISE = 0.03  # of each round
+WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds to the machine's, and to one length's own
 # A round slower by more is a stall, unless no more was known; nothing makes one faster than it is.
 MOST = math.log(1.5)
 STALLED = 0.09  # of such a one, cut down to MOST, is believed
@@ -21,37 +29,44 @@ DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
 
 
 class Drift:
-    """Logarithms of both factors."""
+    """Logarithms of served over expected times, [k_max + 1], and their covariance."""
 
-    __slots__ = ("_between", "_drafts", "_machine", "drafts", "machine")
+    __slots__ = ("_covariance", "factors", "offsets")
 
-    def __init__(self, vague: bool = False) -> None:
-        self.machine = self.drafts = 0.0
-        width = VAGUE if vague else 1.0
-        self._machine, self._between, self._drafts = (width * MACHINE) ** 2, 0.0, (width * DRAFTS) ** 2
+    def __init__(self, times: Sequence[float], vague: bool, offsets: Floats | None = None) -> None:
+        """times: as the table has them; offsets: what to start from, as if nothing was known for sure."""
+        share, k = 1.0 - times[0] / np.array(times), np.arange(len(times))
+        width = VAGUE**2 if vague else 1.0
+        apart = np.abs(k[:, None] - k)
+        self._covariance = width * (MACHINE**2 + DRAFTS**2 * np.outer(share, share)) + OWN**2 * ALIKE**apart
+        self.offsets = np.zeros(len(times)) if offsets is None else offsets.copy()
+        self.factors: list[float] = np.exp(self.offsets).tolist()
 
-    def copy(self, vague: bool) -> Drift:
-        """Another that starts where this one is, and has all to learn."""
-        other = Drift(vague)
-        other.machine, other.drafts = self.machine, self.drafts
-        return other
+    def learn(self, k: int, off: float) -> bool:
+        """A round of k drafts was off by so much, in logarithms; whether it counted for one that did not stall."""
+        counted = bool(learn(self.offsets, self._covariance, k, off))
+        self.factors = np.exp(self.offsets).tolist()
+        return counted
 
-    def learn(self, off: float, share: float) -> float | None:
-        """A round was off by so much, in logarithms, of which drafts made up a share: what remains off of it.
 
-        None for one that stalled.
-        """
-        a = self._machine + share * self._between
-        d = self._between + share * self._drafts
-        total = a + share * d + NOISE**2
-        if off > max(MOST, 3 * math.sqrt(total)):
-            self.machine += STALLED * MOST
-            self._machine += DOUBTED
-            return None
-        to_machine, to_drafts = a / total * off, d / total * off
-        self.machine += to_machine
-        self.drafts += to_drafts
-        self._machine += WALK - a * a / total
-        self._between -= a * d / total
-        self._drafts += SLOW_WALK - d * d / total
-        return off - to_machine - share * to_drafts
+@njit(cache=True)
+def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
+    """As `Drift.learn`: offsets [K] and their covariance [K, K] after one more round (a Kalman filter's step)."""
+    total, count = covariance[k, k] + NOISE**2, len(offsets)
+    if off > max(MOST, 3.0 * math.sqrt(total)):
+        offsets += STALLED * MOST
+        covariance += DOUBTED
+        return False
+    along = covariance[k].copy()
+    for i in range(count):
+        offsets[i] += along[i] / total * off
+        for j in range(count):
+            covariance[i, j] += WALK - along[i] * along[j] / total
+        covariance[i, i] += SLOW_WALK
+    return True
+
+
+@cache
+def warm_up() -> None:
+    """Compiles it, or loads it: else the first round would wait for it."""
+    learn(np.zeros(2), np.eye(2), 0, 0.0)

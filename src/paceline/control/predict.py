@@ -27,7 +27,6 @@ from paceline.control.logistic import (
     note,
     note_round,
     outcome,
-    warm_up,
 )
 from paceline.control.stop import Stop, surety
 
@@ -79,7 +78,6 @@ class Acceptance:
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
         self.rounds, self.before = 0, BEFORE
-        warm_up()
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
