@@ -282,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--only", default="", help="workloads, with semicolons between; by default all")
     parser.add_argument("--tokens", type=int, default=96, help="of a text of the controller's")
     parser.add_argument("--limit-s", type=float, default=140.0, help="for all sizes, loading and compiling included")
     options = parser.parse_args()
@@ -307,7 +308,8 @@ def main() -> None:
             record["sizes"][size] = {"summary": found, "aims": judge(found), "rows": [asdict(row) for row in rows]}
             files.write_record(options.out, record)
 
-        run_size(stage, workloads(batched), share - (time.perf_counter() - begun), keep)
+        plans = [plan for plan in workloads(batched) if not options.only or plan.name in options.only.split(";")]
+        run_size(stage, plans, share - (time.perf_counter() - begun), keep)
         del stage, keep
         gc.collect()
         torch.cuda.empty_cache()

@@ -184,7 +184,7 @@ class Auto:
         elif one.unmade is not None and known:
             self.table.observe_step(one.ms - known)
         elif one.k <= self.table.k_max and not self._familiar(plan):
-            self.table.observe(one.k, one.ms, one.batch, one.context, known)
+            self.table.observe(one.k, one.ms, one.batch, one.context)
 
     def _familiar(self, plan: Plan) -> bool:
         """Whether rounds like this one were timed just before."""

@@ -87,11 +87,11 @@ class CostTable:
             raise UsageError(f"the cost table knows 0 to {self.k_max} drafts, not {k}")
         return self.times(batch, context)[k]
 
-    def observe(self, k: int, ms: float, batch: int = 1, context: int = 0, expected: float | None = None) -> None:
-        """A served round took `ms`. expected: what the table says of it, where the caller knows."""
+    def observe(self, k: int, ms: float, batch: int = 1, context: int = 0) -> None:
+        """A served round took `ms`."""
         if not (math.isfinite(ms) and ms > 0):
             return
-        off = math.log(ms / (expected or self.ms(k, batch, context)))
+        off = math.log(ms / self.ms(k, batch, context))  # as of now: what was expected beforehand may be rounds old
         key = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
         drift = self.drifts.get(key)
         if drift is None:
