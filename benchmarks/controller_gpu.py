@@ -101,9 +101,9 @@ class Timed(Pilot):
 
     seconds: float = field(default=0.0)
 
-    def choose(self, seats: Sequence[Seat]) -> tuple[int, Plan]:
+    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
         begun = time.perf_counter()
-        chosen = super().choose(seats)
+        chosen = super().choose(seats, batch)
         self.seconds += time.perf_counter() - begun
         return chosen
 

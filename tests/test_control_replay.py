@@ -255,7 +255,7 @@ def guarded(own: Callable[[int], int], law: np.ndarray, rounds: int = 600) -> li
     for i in range(rounds):
         k = guard.choose(own(i), law, times)
         hits = int(np.cumprod(noise.random(4) < 0.9).sum())
-        guard.observe(Served("a", k, min(k, hits), float(times[k])), own(i))
+        guard.observe(guard.score(Served("a", k, min(k, hits), float(times[k])), own(i)))
         ks.append(k)
     return ks
 
@@ -286,7 +286,7 @@ def test_the_guard_does_not_take_dropped_guesses_for_ordinary_ones(told: bool, t
         good = int(np.cumprod(noise.random(4) < 0.7).sum())  # the others are dropped, and would not have been kept
         guard.choose(4, law, times)
         one = Served("a", good, good, float(times[good]), unmade=0.05 if good < 4 else None)
-        guard.observe(one, good, float(times[good]), 0.05 if told and good < 4 else None)
+        guard.observe(guard.score(one, good, float(times[good]), 0.05 if told and good < 4 else None))
         held += guard.holds
     assert bool(held) == taken_over
 

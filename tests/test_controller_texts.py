@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.acceptance import PROFILES, expected_tokens
+from paceline.acceptance import PROFILES, Profile, expected_tokens, survival
 from paceline.control import predict
+from paceline.control.auto import Auto
 from paceline.control.belief import BEFORE
 from paceline.control.cost import CostTable, Timing
-from paceline.device.pilot import DRAFTS, prior_table
+from paceline.control.policy import Served
+from paceline.device.pilot import DRAFTS, Pilot, Seat, prior_table
 from paceline.shapes import drafter_config, target_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -108,3 +110,38 @@ def test_times_that_were_predicted_all_wrong_are_put_right_by_serving() -> None:
 
     assert reached(True) > 0.975
     assert reached(False) < reached(True) - 0.01  # the control: what was measured is not doubted so much
+
+
+def drained(policy: Auto, profile: Profile, sizes: int, seed: int) -> list[float]:
+    """Shares of the best pace that batches reach while all texts of each are under way; then they drain."""
+    real, pilot, chance = PRIOR["26b-a4b"], Pilot(policy), np.random.default_rng(seed)
+    kept, found = np.array(survival(profile)), list[float]()
+    times = real.times(sizes, 256)
+    best = max(expected_tokens(profile, k) / times[k] for k in DRAFTS)
+    for batch in range(4):
+        left, tokens, ms = {f"{batch} {i}": 144 for i in range(sizes)}, 0.0, 0.0
+        while left:
+            padded = 1 << (len(left) - 1).bit_length()
+            k, plan = pilot.choose([Seat(name, 256, True) for name in left], padded)
+            took = real.ms(k, padded, 256)
+            if len(left) == sizes:
+                tokens, ms = tokens + expected_tokens(profile, k), ms + took
+            hits = {name: int((chance.random() < kept[:k]).sum()) for name in left}
+            served = [Served(name, k, n, took * chance.normal(1.0, 0.01), padded, 256) for name, n in hits.items()]
+            pilot.observe(plan, served)
+            left = {name: rest - hits[name] - 1 for name, rest in left.items() if rest > hits[name] + 1}
+        found.append(tokens / ms / best)
+    return found
+
+
+def test_a_batch_that_drains_teaches_nothing_wrong_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is best for few texts says nothing of many; the control has one guard for all sizes of batch."""
+
+    def worst() -> float:
+        prior, chat = PRIOR["26b-a4b"], PROFILES["chat"]
+        return float(np.min([drained(Auto(prior.copy(), 8), chat, size, seed) for size in (8, 32) for seed in (0, 1)]))
+
+    assert worst() > 0.975
+    of_each = Auto._guarded
+    monkeypatch.setattr(Auto, "_guarded", lambda self, own, plan, batch: of_each(self, own, plan, 1))
+    assert worst() < 0.95

@@ -304,8 +304,8 @@ class Watched(Pilot):
         super().__init__(Auto(table, 8), offered=(0, 1, 2))
         self.chosen, self.told = list[int](), list[Any]()
 
-    def choose(self, seats: Any) -> Any:
-        k, plan = super().choose(seats)
+    def choose(self, seats: Any, batch: int = 0) -> Any:
+        k, plan = super().choose(seats, batch)
         self.chosen.append(k)
         return k, plan
 

@@ -55,7 +55,7 @@ class Auto:
         logistic.warm_up()
         self.table, self.k_max, self.listens = table, min(k_max, table.k_max), listens
         self.acceptance, self.reading = Acceptance(self.k_max), Reading()
-        self.guard = Guard(self.k_max) if guard else None
+        self.guarded, self.guards = guard, dict[int, Guard]()
         self.parking: OrderedDict[str, Parking] = OrderedDict()
         self.last, self.request = Parking(), ""
         self.rounds, self.first, self.drafting = 0, 0, 0
@@ -75,7 +75,7 @@ class Auto:
 
     def heir(self) -> Auto:
         """A controller for another kind of text, which starts from what this one knows and learns on its own."""
-        other = Auto(self.table.copy(), self.k_max, self.guard is not None, self.listens)
+        other = Auto(self.table.copy(), self.k_max, self.guarded, self.listens)
         other.acceptance.start_from(self.acceptance)
         other.reading.law, other.drafting = self.reading.law, HEIR
         return other
@@ -107,7 +107,7 @@ class Auto:
         self.timing = False
         own = self._own(parking, view)
         self.plan = Plan(view, own, self.stop, parking.probing, self.timing)
-        k = self._guarded(own, parking, view) if self.guard else own
+        k = self._guarded(own, self.plan, first.batch) if self.guarded else own
         if k == 0 and parking.parked:
             self.plan = REST
         parking.since = 0 if k else parking.since + 1
@@ -160,9 +160,9 @@ class Auto:
         self._time(one, plan, known)
         if plan is not REST:
             self.news += 2 * sum(not served.accepted for served in batch) >= len(batch)
+        if view and known and self.scoring:
+            self._score(plan, view, batch)
         for served in batch:
-            if view and known and self.scoring:
-                self._score(plan, view, served)
             if served.tries:
                 self.acceptance.hear(served.request, served.tries, served.hits)
             if served.k or served.unmade is not None:
@@ -265,41 +265,55 @@ class Auto:
         self.say = say
         return int(probing)
 
-    def _guarded(self, own: int, parking: Parking, view: View) -> int:
-        assert self.guard is not None
+    def _guarded(self, own: int, plan: Plan, batch: int) -> int:
+        """The choice of the arm that decides in batches of this size."""
+        size, view = (batch - 1).bit_length(), plan.view
+        assert view
+        guard = self.guards.get(size)
+        if guard is None:
+            guard = self.guards[size] = Guard(self.k_max)
         # These are worth what is learnt, not what they yield: the guard would always be against them.
-        spared = parking.probing or self.timing
-        if self.scoring:
-            k = self.guard.choose(own, view.law, view.times, spared)
+        spared = plan.probing or plan.timing
+        plan.guard = None if spared else guard
+        if self.scoring or not guard.pace:
+            k = guard.choose(own, view.law, view.times, spared)
         else:
-            k = self.guard.constant if self.guard.holds and not spared else own
-        if self.guard.holds and not spared and (k != own or self.stop):
-            lead = self.guard.lead
+            k = guard.constant if guard.holds and not spared else own
+        if guard.holds and not spared and (k != own or self.stop):
             self.stop = Stop() if self.listens else None  # hears all of the draft, and ends nothing
+            lead = guard.lead
             self.say = lambda: f"guard: a constant k = {k} leads by {lead:.1%} on these rounds"
         return k
 
     # ---- after a round ----------------------------------------------------------------------------------------------
 
-    def _score(self, plan: Plan, view: View, served: Served) -> None:
+    def _score(self, plan: Plan, view: View, batch: Sequence[Served]) -> None:
         """What the round says of the guard's arms and of ending drafts early."""
-        own, stop = min(plan.k, self.k_max), plan.stop
-        steps, heard = own, served.confidences if served.unmade is None else (*served.confidences, served.unmade)
-        if stop and self.stop is stop:  # its own draft, and not the guard's
-            own, steps = served.k, len(heard)
-        elif stop:
-            own, steps = stop.length(heard, own)
-        own_ms = view.times[own] + (steps - own) * self.table.step_ms
-        if self.guard and not plan.probing and not plan.timing:
-            beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
-            self.guard.observe(served, own, own_ms, beyond)
-        if stop:
-            whole, tokens = 1.0, 1.0
-            for j in range(min(own, len(heard))):
-                whole *= stop.chance(j, heard[j])
-                tokens += whole
-            self.won += tokens - self.won / GAIN_ROUNDS
-            self.promised += view.pace * own_ms - self.promised / GAIN_ROUNDS
+        saved, stop = 0.0, plan.stop
+        for served in batch:
+            own, steps = min(plan.k, self.k_max), min(plan.k, self.k_max)
+            heard = served.confidences if served.unmade is None else (*served.confidences, served.unmade)
+            if stop and self.stop is stop:  # its own draft, and not the guard's
+                own, steps = served.k, len(heard)
+            elif stop:
+                own, steps = stop.length(heard, own)
+            own_ms = view.times[own] + (steps - own) * self.table.step_ms
+            if plan.guard:
+                beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
+                saved += plan.guard.score(served, own, own_ms, beyond)
+            if stop:
+                self._reap(stop, heard[:own], view.pace * own_ms)
+        if plan.guard:
+            plan.guard.observe(saved / len(batch))
+
+    def _reap(self, stop: Stop, heard: Sequence[float], promised: float) -> None:
+        """A draft that ended where `stop` said came to so many tokens, where its time promised others."""
+        whole, tokens = 1.0, 1.0
+        for j, confidence in enumerate(heard):
+            whole *= stop.chance(j, confidence)
+            tokens += whole
+        self.won += tokens - self.won / GAIN_ROUNDS
+        self.promised += promised - self.promised / GAIN_ROUNDS
 
     def _bonus(self) -> float:
         """What ending drafts early multiplies the pace of the best k by."""

@@ -21,7 +21,10 @@ AFRESH = 4  # scored rounds after which the best constant k is looked up again
 
 
 class Guard:
-    """Chooses between the controller's k and the best constant k by running statistics over all requests."""
+    """Chooses between the controller's k and the best constant k by running statistics over all requests.
+
+    Of one size of batch, since the best constant k of another is another.
+    """
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
@@ -49,8 +52,8 @@ class Guard:
         self.holds = self.lately > -2 * LEAST and self.lead > 0 if self.holds else leads
         return self.constant if self.holds else own
 
-    def observe(self, served: Served, own: int, own_ms: float | None = None, beyond: float | None = None) -> None:
-        """Scores both arms in milliseconds saved, relative to the round, at the pace of the constant arm.
+    def score(self, served: Served, own: int, own_ms: float | None = None, beyond: float | None = None) -> float:
+        """What the constant arm would have saved on a sequence's round, at its pace: a share of the round's time.
 
         own: the controller's k; own_ms: what its draft takes where `times` do not tell, because a guess was dropped;
         beyond: the chance which that guess had. Dropped ones are worse than most: by the law of all, constants would
@@ -62,11 +65,14 @@ class Guard:
             self.kept[j] += self.weight * (j < served.accepted)
         ms = self.times[own] if own_ms is None else own_ms
         won = (self._tokens(self.constant, served, beyond) - self._tokens(own, served, beyond)) / self.pace
-        difference = (won - self.times[self.constant] + ms) / self.times[served.k]
+        return (won - self.times[self.constant] + ms) / self.times[served.k]
+
+    def observe(self, saved: float) -> None:
+        """A round was scored, in the mean of its sequences."""
         self.rounds += 1
-        self.lead += LONG * (difference - self.lead)
-        self.lately += SHORT * (difference - self.lately)
-        self.spread += LONG * ((difference - self.lead) ** 2 - self.spread)
+        self.lead += LONG * (saved - self.lead)
+        self.lately += SHORT * (saved - self.lately)
+        self.spread += LONG * ((saved - self.lead) ** 2 - self.spread)
 
     def _tokens(self, k: int, served: Served, beyond: float | None) -> float:
         """Tokens that k drafts would have given in this round."""

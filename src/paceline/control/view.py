@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paceline.control.guard import Guard
 from paceline.control.stop import Stop
 
 
@@ -30,13 +31,17 @@ class View:
 
 @dataclass(slots=True)
 class Plan:
-    """What was chosen for a round; view is None for a parked round of which nothing was asked."""
+    """What was chosen for a round; view is None for a parked round of which nothing was asked.
+
+    guard: who scores it.
+    """
 
     view: View | None = None
     k: int = 0
     stop: Stop | None = None
     probing: bool = False
     timing: bool = False
+    guard: Guard | None = None
 
 
 REST = Plan()

@@ -227,8 +227,12 @@ class DeviceEngine:
             return fixed, None
         if self.pilot is None:
             raise UsageError("k='auto' needs a pilot; give the engine one, or requests a number")
-        k, plan = self.pilot.choose([r.seat for r in self.seated.values()])
+        k, plan = self.pilot.choose([r.seat for r in self.seated.values()], self._batch())
         return max(k, fixed), plan
+
+    def _batch(self) -> int:
+        """Places of the smallest captured round that serves everyone seated."""
+        return min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places)
 
     def _shape(self, k: int) -> Shape:
         """The smallest captured round of k drafts that serves everyone seated."""
@@ -240,8 +244,8 @@ class DeviceEngine:
             any(reshapes(r.params) for r in requests),
             any(r.reported for r in requests),
         )
-        batch = min(pow2(max(self.seated) + 1, self.least_batch), self.model.cache.places)
-        return Shape(batch, k, how.mode, span_of(reach, self.model.cache.context), how.rules, how.report)
+        span = span_of(reach, self.model.cache.context)
+        return Shape(self._batch(), k, how.mode, span, how.rules, how.report)
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""
@@ -271,6 +275,6 @@ class DeviceEngine:
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
         seats = [(request.seat, done) for request, done in served]
         self.pilot.observe(ticket.plan, [
-            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.seated), seat.context)
+            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.outcome), seat.context)
             for seat, done in seats if seat.open
         ])  # fmt: skip

@@ -77,10 +77,13 @@ class Pilot:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
         return self.alone.reason if alone and self.alone else self.policy.reason
 
-    def choose(self, seats: Sequence[Seat]) -> tuple[int, Plan]:
-        """(k, the plan to be told with the round) for those seats whose k is open."""
-        longest = max(seat.context for seat in seats)
-        wanted = self.policy.choose_batch([State(seat.name, len(seats), longest) for seat in seats if seat.open])
+    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
+        """(k, the plan to be told with the round) for those seats whose k is open.
+
+        batch: places that the round is captured for, which is what it costs; by default those taken.
+        """
+        longest, size = max(seat.context for seat in seats), batch or len(seats)
+        wanted = self.policy.choose_batch([State(seat.name, size, longest) for seat in seats if seat.open])
         return self._offer(wanted, self.policy.plan), self.policy.plan
 
     def _offer(self, wanted: int, plan: Plan) -> int:
