@@ -23,7 +23,7 @@ from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tok
 from paceline.control.stop import Stop, surety
 from paceline.control.view import REST, Plan, View, pooled
 
-PARK, LEAVE = 1.03, 1.06  # drafts stop below this speed-up, and begin again above that
+PARK, LEAVE = 1.01, 1.04  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
 LOOK = 0.15  # acceptance from which a new request that would not draft is probed at once: some earlier ones were better
 SWEPT = 1.8  # so many times what a probe takes itself is lost to it on a CPU, where plain rounds after it start cold
