@@ -40,7 +40,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
     },
     "paceline-controller-sim/1": {
         "all": {"stationary": {"figure": -0.01}, "mixed": {"figure": 0.07}, "plain": {"figure": -0.011},
-                "changing: longest": {"figure": 55, "within": 8, "changes": 9, "aim": 50}},
+                "changing: rounds": {"figure": 55, "within": 8, "changes": 9, "aim": 50}},
         "recorded": {"all": {"texts": 24, "best": "k=1", "auto": 1.07, "auto_over_plain": 1.08,
                              "best_k_of_each_text": 1.06, "clairvoyant": 1.46}},
     },

@@ -40,13 +40,15 @@ KINDS = {
 WORKLOADS: dict[str, tuple[tuple[str, ...], ...]] = {
     **{name: ((name,),) for name in KINDS},
     "mixed": (("code",), ("chat",), ("hopeless",)),
+    "chat to code": (("chat", "code", "chat", "code"),),
     "changing": (("code", "hopeless", "code", "hopeless"),),
 }
 """Requests in turn, each a sequence of kinds that it passes through in equal parts."""
+LONG = ("chat to code", "changing")  # one request, long enough for each part to be settled in
 
 
 def generate(workload: str, tokens: int = 12_000, k_max: int = 8, seed: int = 0, request_tokens: int = 400) -> Trace:
-    """A synthetic trace of so many tokens with a row for each; "changing" is one long request that changes midway.
+    """A synthetic trace of so many tokens with a row for each; those of LONG are one request that changes midway.
 
     Raises UsageError for an unknown workload.
     """
@@ -54,7 +56,7 @@ def generate(workload: str, tokens: int = 12_000, k_max: int = 8, seed: int = 0,
         raise UsageError(f"there is no synthetic workload {workload!r}; choose {', '.join(WORKLOADS)}")
     noise = np.random.default_rng((seed, zlib.crc32(workload.encode())))
     turns = WORKLOADS[workload]
-    length = tokens if workload == "changing" else min(request_tokens, tokens)
+    length = tokens if workload in LONG else min(request_tokens, tokens)
     rows: list[Row] = []
     for i in range(max(1, tokens // length)):
         rows += _request(f"{workload}-{i}", turns[i % len(turns)], length, k_max, noise)
