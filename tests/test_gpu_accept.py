@@ -171,10 +171,10 @@ def test_fifteen_drafts() -> None:
 # ---- chance instead of comparing, for timing ------------------------------------------------------------------------
 
 
-def kept_by_chance(survival: list[float], lengths: list[int]) -> list[int]:
-    """How many drafts a batch keeps; drafts and choices never agree."""
+def kept_by_chance(survival: list[float], lengths: list[int], last: int = 1) -> list[int]:
+    """How many drafts a batch keeps whose texts end with token `last`; drafts and choices never agree."""
     batch, k = len(lengths), len(survival)
-    sequences = sequences_of([place(length=n, remaining=10**6) for n in lengths], torch.float32)
+    sequences = sequences_of([place(length=n, last=last, remaining=10**6) for n in lengths], torch.float32)
     drafts, chosen = torch.zeros(k, batch, dtype=torch.int64), torch.ones(batch * (k + 1), dtype=torch.int64)
     out = torch.zeros(batch, COLUMNS, dtype=torch.int64, device=DEVICE)
     chance = torch.tensor(survival + [0.0] * (15 - k), device=DEVICE)
@@ -197,6 +197,12 @@ def test_survival_is_a_rate() -> None:
     assert kept == kept_by_chance(survival, lengths)
     for j, share in enumerate(survival):  # four standard deviations
         assert abs(sum(n > j for n in kept) / len(kept) - share) < 4 * (share * (1 - share) / len(kept)) ** 0.5
+
+
+def test_luck_is_a_texts_own() -> None:
+    """Of 200 places, two texts agree in 113 by chance; in all, if luck were the place's."""
+    one, other = (kept_by_chance([0.8, 0.1], list(range(100, 300)), last) for last in (1, 2))
+    assert 85 < sum(a == b for a, b in zip(one, other, strict=True)) < 141
 
 
 # ---- rows of a pass -------------------------------------------------------------------------------------------------

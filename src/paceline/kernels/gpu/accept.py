@@ -161,7 +161,9 @@ def _accept(
     kept = 0
     if drafts is not None:
         if survival is not None:
-            chance = _uniform(tl.load(length + b).to(tl.int64), b)
+            # Of the text too: else every text would have the luck of the one before it.
+            place = tl.load(length + b).to(tl.int64) * 1048576 + tl.load(last + b)
+            chance = _uniform(place, b)
             good = chance < tl.load(survival + i, mask=i < k, other=0.0)
         else:
             good = choice == tl.load(drafts + i * batch + b, mask=i < k, other=-2)
