@@ -21,10 +21,11 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         found = record["summary"]["workloads"]
         rows = [
             (name, w["best"], *(show(w["over_best"][arm]) for arm in ("auto", "heuristic", "threshold")),
-             show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
+             f"{w['best_of_each']:.2f}x", show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
             for name, w in found.items()
         ]  # fmt: skip
-        columns = ("", "best fixed k", "auto (95%)", "heuristic", "threshold", "auto over k = 0", "thinking")
+        columns = ("", "best fixed k", "auto (95%)", "heuristic", "threshold", "best k of each text",
+                   "auto over k = 0", "thinking")  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
         note = f"Same text in all arms: {same} of {len(found)} workloads."
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
@@ -33,11 +34,12 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         """The controller over the best fixed draft length and over no drafts, by workload."""
         found = record["summary"]["workloads"]
         rows = [
-            (name, w["best"], show(w["over_best"]["auto"]), show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
+            (name, w["best"], show(w["over_best"]["auto"]), f"{w['best_of_each']:.2f}x",
+             show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
             for name, w in found.items()
         ]  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
-        columns = ("", "best fixed k", "auto over it (95%)", "auto over k = 0", "thinking")
+        columns = ("", "best fixed k", "auto over it (95%)", "best k of each text", "auto over k = 0", "thinking")
         return f"{table(columns, rows)}\n\nSame text in all arms: {same} of {len(found)} workloads."
 
     def on_gpu(record: Record) -> str:

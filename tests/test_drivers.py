@@ -193,6 +193,7 @@ def test_the_best_fixed_length_is_the_best_in_hindsight() -> None:
     found = cpu.summarise(timed("chat", {"k=0": 2.0, "k=3": 0.8, "auto": 0.5}))["workloads"]["chat"]
     assert found["best"] == "k=3"
     assert found["over_best"]["auto"] == {"ratio": pytest.approx(1.6), "ci95": pytest.approx([1.6, 1.6])}
+    assert found["best_of_each"] == pytest.approx(1.0)  # k = 3 is the best of each
     assert found["over_plain"]["auto"]["ratio"] == 4.0
     assert (found["drafts_a_round"], found["tokens_a_round"], found["same_text"]) == (2.0, 2.5, True)
 
