@@ -37,6 +37,8 @@ THINK_EVERY = 24  # rounds of one choice where drafts end early by themselves; w
 HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
 PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
+# Where drafts end early by themselves, rounds are scored at every other choice, and timed only there once so many were.
+SCORED_ALONE, TIMED_ALONE = 2 * THINK_EVERY, 16
 # But the first rounds that draft, of all and of a request, are of one choice each; and of these an heir has had some.
 SLOW_START, SETTLED, HEIR = 16, 2, 8
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
@@ -95,7 +97,7 @@ class Auto:
         first, names = states[0], [state.request for state in states]
         self.rounds, self.patience = self.rounds + 1, 1
         self.before, self.first = self.first, self.rounds
-        self.scoring = self._crossed(SCORED)
+        self.scoring = self._crossed(SCORED_ALONE if self.listens and self.drafting > SLOW_START else SCORED)
         if names == self.names and self._holds():
             return self.chosen
         self.names, self.held, self.news = names, 0, 0
@@ -188,7 +190,9 @@ class Auto:
 
     def _familiar(self, plan: Plan) -> bool:
         """Whether rounds like this one were timed just before."""
-        if self.listens or self.table.rounds <= TIMED:
+        if self.listens:
+            return plan is not REST and self.table.rounds > TIMED_ALONE and not self.scoring
+        if self.table.rounds <= TIMED:
             return False
         return bool(self.last.since % PLAIN_TOLD) if plan is REST else self.held > 1
 

@@ -39,6 +39,7 @@ PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
 PACES = np.array([0.3, 0.05])  # weights of the newest position in the two averages of certainty
 REQUESTS = 1024  # remembered at once
+RENEW = 4  # texts after which it is summed up anew what they were like, once there are so many
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
 
 
@@ -77,13 +78,13 @@ class Acceptance:
         self.samples = Samples(k_max)
         self.requests: OrderedDict[str, Request] = OrderedDict()
         self.mean, self.variance, self.marks = 0.0, 1.0, 0
-        self.rounds, self.before = 0, BEFORE
+        self.rounds, self.texts, self.before, self.usual = 0, 0, BEFORE, BEFORE
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
         self.prior, self.weights = other.weights.copy(), other.weights.copy()
         self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
-        self.before = usual(reversed(other.requests.values()), other.before)
+        self.before = self.usual = usual(reversed(other.requests.values()), other.before)
 
     def law(self, request: str) -> list[float]:
         """Conditional acceptance by position, [k_max], from earlier rounds only."""
@@ -152,7 +153,10 @@ class Acceptance:
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)
         if known is None:
-            known = self.requests[name] = Request(usual(reversed(self.requests.values()), self.before))
+            self.texts += 1
+            if self.texts < RENEW or self.texts % RENEW == 0:
+                self.usual = usual(reversed(self.requests.values()), self.before)
+            known = self.requests[name] = Request(self.usual)
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
         return known
