@@ -39,8 +39,9 @@ AGAIN = 16  # divides the periods above: a choice that falls on one of them is m
 PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
 # Where drafts end early by themselves, rounds are scored at every other choice, and timed only there once so many were.
 SCORED_ALONE, TIMED_ALONE = 2 * THINK_EVERY, 16
-# But the first rounds that draft, of all and of a request, are of one choice each; and of these an heir has had some.
-SLOW_START, SETTLED, HEIR = 16, 2, 8
+# But the first rounds that draft, of all and of each of the first texts, are of one choice each; and of these an heir
+# has had some.
+SLOW_START, SETTLED, TEXTS, HEIR = 16, 2, 8, 8
 GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
 GAIN_LEAST, GAIN_MOST = 0.7, 1.5
 BATCH = "\0batch"  # the name that batches are parked under
@@ -142,7 +143,7 @@ class Auto:
         parking = self.last
         if parking.parked and not k:
             return parking.rest + 1  # this round counts as rested already
-        if not self.listens or parking.probing or self.drafting <= SLOW_START or parking.heard < SETTLED:
+        if not self.listens or parking.probing or self.drafting <= SLOW_START or parking.heard < (SETTLED if self.acceptance.texts < TEXTS else 1):
             return 1
         return THINK_EVERY if k else PLAIN_RUN
 
