@@ -143,7 +143,8 @@ class Auto:
         parking = self.last
         if parking.parked and not k:
             return parking.rest + 1  # this round counts as rested already
-        if not self.listens or parking.probing or self.drafting <= SLOW_START or parking.heard < (SETTLED if self.acceptance.texts < TEXTS else 1):
+        settled = parking.heard >= (SETTLED if self.acceptance.texts < TEXTS else 1)
+        if not self.listens or parking.probing or self.drafting <= SLOW_START or not settled:
             return 1
         return THINK_EVERY if k else PLAIN_RUN
 
