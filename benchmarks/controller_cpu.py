@@ -207,8 +207,9 @@ def speed(rows: list[Row], arm: str, over: str) -> dict[str, Any]:
 
 def of_each(rows: list[Row], fixed: Sequence[str], best: str) -> float:
     """What the best fixed length of each prompt, in hindsight and chance included, brings over the best one of all."""
-    taken = {arm: seconds(rows, arm) for arm in fixed}
-    return sum(taken[best].values()) / sum(min(own[name] for own in taken.values()) for name in taken[best])
+    taken = [seconds(rows, arm) for arm in fixed]
+    own = seconds(rows, best)
+    return sum(own.values()) / sum(min(arm[name] for arm in taken if name in arm) for name in own)
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
