@@ -240,6 +240,7 @@ def test_attention_over_pages_and_rings(dim: int, heads: int, kv: int, window: i
     """Decoding and drafting rows, at every kind of length: before, at and after page ends and the ring's turn."""
     twins = [Twin.make(ops, dim, heads, kv, window) for ops in (CPU, REFERENCE)]
     qkv, done = rand(max(LENGTHS), (heads + 2 * kv) * dim), 0
+    grain = 2e-5 * max(1.0, (dim / 64) ** 0.5)  # a score's rounding grows with its terms, and PyTorch's differs by CPU
     for length in LENGTHS:
         while done < length:
             part = qkv[done : min(done + 16, length)]
@@ -251,7 +252,7 @@ def test_attention_over_pages_and_rings(dim: int, heads: int, kv: int, window: i
         first = [max(0, p + 1 - (window or length)) for p in last]
         for rows in (slice(0, n), slice(n - 1, n)):
             out = [twin.attend(q[rows], first[rows], last[rows]) for twin, q in zip(twins, queries, strict=True)]
-            torch.testing.assert_close(*out, rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(*out, rtol=1e-5, atol=grain)
 
 
 @pytest.mark.parametrize("window", [None, 60])
