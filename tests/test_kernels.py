@@ -240,7 +240,8 @@ def test_attention_over_pages_and_rings(dim: int, heads: int, kv: int, window: i
     """Decoding and drafting rows, at every kind of length: before, at and after page ends and the ring's turn."""
     twins = [Twin.make(ops, dim, heads, kv, window) for ops in (CPU, REFERENCE)]
     qkv, done = rand(max(LENGTHS), (heads + 2 * kv) * dim), 0
-    grain = 2e-5 * max(1.0, (dim / 64) ** 0.5)  # a score's rounding grows with its terms, and PyTorch's differs by CPU
+    # Scores of 256 terms round by as much as 2.4e-5 of the result on a CPU with AVX-512, beside sums in float64.
+    grain = 4e-5 if dim == 256 else 2e-5
     for length in LENGTHS:
         while done < length:
             part = qkv[done : min(done + 16, length)]
@@ -253,6 +254,7 @@ def test_attention_over_pages_and_rings(dim: int, heads: int, kv: int, window: i
         for rows in (slice(0, n), slice(n - 1, n)):
             out = [twin.attend(q[rows], first[rows], last[rows]) for twin, q in zip(twins, queries, strict=True)]
             torch.testing.assert_close(*out, rtol=1e-5, atol=grain)
+            assert (out[0] - out[1]).square().mean() < 8e-6**2  # and such are few
 
 
 @pytest.mark.parametrize("window", [None, 60])

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paceline.control.drift import Drift
 from paceline.errors import UsageError
+
+if TYPE_CHECKING:
+    from paceline.control.drift import Drift
 
 K_MOST = 15
 STEP = 0.1  # share of the newest in the average of dropped draft steps
@@ -59,10 +61,16 @@ class CostTable:
         other = object.__new__(CostTable)
         other.__dict__.update(self.__dict__ | {"drifts": {}, "latest": None, "rounds": 0})
         for key, drift in self.drifts.items():
-            other.drifts[key] = Drift(self.grid[key[0]][key[1]], self.vague, drift.offsets)
+            other.drifts[key] = self._drift(key, drift)
             if drift is self.latest:
                 other.latest = other.drifts[key]
         return other
+
+    def _drift(self, key: tuple[int, int], before: Drift | None) -> Drift:
+        """What a bucket's rounds differ by, to begin with as those of `before` do."""
+        from paceline.control.drift import Drift  # compiled: whoever only looks times up need not load Numba
+
+        return Drift(self.grid[key[0]][key[1]], self.vague, before.offsets if before else None)
 
     def times(self, batch: int = 1, context: int = 0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1]."""
@@ -95,8 +103,7 @@ class CostTable:
         key = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
         drift = self.drifts.get(key)
         if drift is None:
-            before = self.latest.offsets if self.latest else None
-            drift = self.drifts[key] = Drift(self.grid[key[0]][key[1]], self.vague, before)
+            drift = self.drifts[key] = self._drift(key, self.latest)
         self.latest = drift
         self.rounds += drift.learn(k, off)
 

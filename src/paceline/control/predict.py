@@ -30,8 +30,7 @@ from paceline.control.logistic import (
 )
 from paceline.control.stop import Stop, surety
 
-# Rounds after which all laws are fitted, and then those after which one is, in turns: a fit takes as long as a tenth of
-# a small model's round.
+# Rounds after which all laws are fitted, and then those after which one is, in turns: nothing changes faster.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
 LEAST = 6  # drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right

@@ -205,7 +205,7 @@ class DeviceEngine:
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
         captured = self.graphs.has(shape)
         self.graphs.round(shape)
-        places = self.model.places  # whole, since a view of all its parts takes a small model's host a fifth of a round
+        places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
         ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
         # The first of a shape waits for its graph, which says nothing of rounds to come.
