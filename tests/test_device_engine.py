@@ -20,6 +20,7 @@ from device_models import (
     Recording,
     RecordingOnDevice,
     check_idle,
+    host_mtp,
     make,
     quick_interpreter,
     request,
@@ -29,6 +30,7 @@ from device_models import (
 
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
+from paceline.control.policy import Served
 from paceline.device.drafters import MtpDraft
 from paceline.device.pilot import Pilot
 from paceline.device.request import Request
@@ -36,6 +38,7 @@ from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import PromptError, UsageError
+from paceline.recorder import Recorder
 from paceline.types import AUTO, SamplingParams
 
 
@@ -302,7 +305,7 @@ class Watched(Pilot):
     def __init__(self) -> None:
         table = CostTable([Timing(1, 0, 0, 2.0), Timing(1, 8, 0, 2.4)])
         super().__init__(Auto(table, 8), offered=(0, 1, 2))
-        self.chosen, self.told = list[int](), list[Any]()
+        self.chosen, self.told = list[int](), list[tuple[int, list[Served]]]()
 
     def choose(self, seats: Any, batch: int = 0) -> Any:
         k, plan = super().choose(seats, batch)
@@ -310,7 +313,7 @@ class Watched(Pilot):
         return k, plan
 
     def observe(self, plan: Any, served: Any) -> None:
-        self.told.append((len(self.chosen), [(one.k, one.accepted) for one in served]))
+        self.told.append((len(self.chosen), list(served)))
         super().observe(plan, served)
 
 
@@ -329,6 +332,33 @@ def test_open_draft_lengths_write_the_same_texts_beside_fixed_ones(sharing: Both
     # A round is told of when the one after it has been chosen, and never before; only open ones are told of.
     assert [so_far for so_far, _ in pilot.told[:2]] == [2, 3]
     assert all(len(served) <= 2 for _, served in pilot.told)
+
+
+def margins_told(both: Both, params: SamplingParams) -> list[Served]:
+    """What a pilot is told of the rounds that drafted, of five tokens."""
+    engine = both.engine(both.mtp())
+    engine.pilot = pilot = Watched()
+    assert run(engine, request(PROMPTS[0], 5, AUTO, params))[0] == both.plain(PROMPTS[0], params, 5)
+    return [one for _, served in pilot.told for one in served if one.k]
+
+
+def test_the_pilot_hears_how_sure_the_drafter_was(sharing: Both) -> None:
+    """The margins of every draft are those of the host's own drafter at the same place of the text."""
+    recorder = Recorder(host_mtp(sharing), 2)
+    sharing.write(recorder, PROMPTS[0], GREEDY, 1, 8)
+    known = [row.margins for row in recorder.rows("a", "", 0.0)]
+    told = margins_told(sharing, GREEDY)
+    assert sum(len(one.margins) for one in told) >= 3
+    for one in told:
+        at = one.context - len(PROMPTS[0]) - one.accepted - 2  # tokens before the one that the round began with
+        assert one.margins == pytest.approx(known[at][: one.k], abs=0.06)
+
+
+def test_the_pilot_hears_of_sampled_drafts_and_not_of_what_is_unknown(experts: Both) -> None:
+    sampled = margins_told(experts, CUT)
+    assert sampled
+    assert all(len(one.margins) == one.k and min(one.margins) > 0 for one in sampled)
+    assert all(one.margins == () for one in margins_told(experts, GREEDY))  # its head is one tile
 
 
 def test_an_engine_without_a_pilot_refuses_open_lengths(sharing: Both) -> None:

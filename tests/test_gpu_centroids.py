@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paceline.kernels.gpu.centroids import Clustered, centroid_choice
 from paceline.kernels.gpu.choose import greedy, pick_best, sample
-from paceline.kernels.gpu.rows import Columns, rows_of
+from paceline.kernels.gpu.rows import MARGIN_UNIT, Columns, rows_of
 from paceline.kernels.reference import TorchMatrix, TorchOps
 from paceline.sampling import Sampler
 from paceline.types import SamplingParams
@@ -68,6 +68,10 @@ def test_candidates_are_the_references(shape: tuple[int, ...], parts: int, dtype
     assert error(out.logits, logits) < tolerance(torch.float32)  # products of bf16 are exact, and fp32 adds them
     assert torch.equal(pick_best(out.tile_values, out.tile_ids), first_best(out))
     assert torch.equal(greedy(out.logits, Columns(out.ids)), first_best(out))
+    margins = torch.zeros(len(out.ids), dtype=torch.int64, device=DEVICE)
+    pick_best(out.tile_values, out.tile_ids, out.tile_seconds, margins)
+    two = out.logits.topk(2).values
+    assert (margins / MARGIN_UNIT - (two[:, 0] - two[:, 1]).clamp(max=64.0)).abs().max() < 2 / MARGIN_UNIT
 
 
 def test_equal_logits_go_to_the_first_candidate() -> None:

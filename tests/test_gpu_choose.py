@@ -17,7 +17,7 @@ from paceline.errors import UsageError
 from paceline.kernels.gpu import choose, nucleus
 from paceline.kernels.gpu.choose import greedy, pick_best, sample
 from paceline.kernels.gpu.philox import gumbel, halves
-from paceline.kernels.gpu.rows import Columns, mode_of, rows_of
+from paceline.kernels.gpu.rows import MARGIN_UNIT, Columns, mode_of, rows_of
 from paceline.kernels.reference import TorchOps, philox_gumbel
 from paceline.sampling import Sampler
 from paceline.types import SamplingParams
@@ -213,3 +213,82 @@ def test_the_cheapest_mode() -> None:
 def test_logits_it_cannot_read_are_refused(x: Tensor) -> None:
     with pytest.raises(UsageError, match="fp32"):
         greedy(x)
+
+
+# ---- by how much a choice leads -------------------------------------------------------------------------------------
+
+
+def leads(n: int) -> Tensor:
+    """Where margins go: a column of a wider table, as those of an outcome are."""
+    return torch.full((n, 3), -1, dtype=torch.int64, device=DEVICE)[:, 1]
+
+
+def lead_of_two(values: np.ndarray) -> float:
+    """By how much the greatest of them leads, no more than 64."""
+    second, first = np.sort(values)[-2:]
+    return min(float(first - second), 64.0)
+
+
+def noisy(row: Tensor, p: SamplingParams, position: int) -> np.ndarray:
+    """What is compared when a token is drawn from all that a top-k leaves."""
+    x = row.double().cpu().numpy() / p.temperature
+    kept = x >= np.sort(x)[-p.top_k] if p.top_k else np.full(len(x), True)
+    return np.where(kept, x + philox_gumbel(p.seed, position, np.arange(len(x), dtype=np.uint64)), -np.inf)
+
+
+@pytest.mark.parametrize("size", [300, LONG])
+@pytest.mark.parametrize("p", [SamplingParams(temperature=1.3, top_k=40, seed=9), NARROW[3]])
+def test_the_lead_of_a_drawn_token(size: int, p: SamplingParams) -> None:
+    x, margins = randn(5, size, seed=size, scale=2.0), leads(5)
+    plain = choices(x, [p])
+    assert torch.equal(choices(x, [p], columns=Columns(margins=margins)), plain)
+    expected = [lead_of_two(noisy(row, p, int(at))) for row, at in zip(x, positions(5), strict=True)]
+    assert np.abs(margins.cpu().numpy() / MARGIN_UNIT - expected).max() < 2 / MARGIN_UNIT
+
+
+def test_the_lead_of_one_of_all_tokens_is_at_least_the_true_one() -> None:
+    """Only the best of each lane is compared, so the second best may be missed, but rarely."""
+    x, margins = randn(40, 300, seed=2, scale=2.0), leads(40)
+    choices(x, [FREE], columns=Columns(margins=margins))
+    expected = np.array([lead_of_two(noisy(row, FREE, int(at))) for row, at in zip(x, positions(40), strict=True)])
+    assert np.abs(margins.cpu().numpy() / MARGIN_UNIT - expected).max() < 2 / MARGIN_UNIT
+    tiled, margins = randn(40, LONG, seed=2, scale=2.0), leads(40)
+    choices(tiled, [FREE], columns=Columns(margins=margins))
+    expected = np.array([lead_of_two(noisy(row, FREE, int(at))) for row, at in zip(tiled, positions(40), strict=True)])
+    over = margins.cpu().numpy() / MARGIN_UNIT - expected
+    assert over.min() > -2 / MARGIN_UNIT
+    assert (over < 2 / MARGIN_UNIT).mean() > 0.3  # two tiles here: the second best lies in the other one half the time
+
+
+def test_the_lead_of_one_leader_is_unknown() -> None:
+    """A greedy sequence among sampled ones: only its best column was looked for."""
+    x, margins = randn(2, LONG), leads(2)
+    choices(x, [GREEDY, NARROW[0]], columns=Columns(margins=margins))
+    assert margins[0] == 0 < margins[1]
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_the_lead_of_the_best_tile(near: bool) -> None:
+    values, margins = randn(100, 4, scale=3.0), leads(4)
+    values[7, 1] = math.nan
+    seconds = values - 0.25 if near else None
+    ids = torch.arange(400, dtype=torch.int32, device=DEVICE).reshape(100, 4)
+    plain = pick_best(values, ids)
+    assert torch.equal(pick_best(values, ids, seconds, margins), plain)
+    expected = [lead_of_two(column) for column in values.nan_to_num(nan=-99.0).T.cpu().numpy()]
+    if near:
+        assert min(expected) < 0.25 < max(expected)
+        expected = [min(lead, 0.25) for lead in expected]
+    assert np.abs(margins.cpu().numpy() / MARGIN_UNIT - expected).max() < 2 / MARGIN_UNIT
+
+
+def test_a_tile_alone_does_not_tell() -> None:
+    values, margins = randn(1, 2), leads(2)
+    pick_best(values, torch.zeros(1, 2, dtype=torch.int32, device=DEVICE), None, margins)
+    assert margins.tolist() == [0, 0]
+    greedy(randn(2, 300), Columns(margins=margins))
+    assert margins.tolist() == [0, 0]
+    x = torch.zeros(2, LONG, device=DEVICE)
+    x[:, 5], x[:, 1200] = 3.0, 2.5
+    greedy(x, Columns(margins=margins))
+    assert margins.tolist() == [MARGIN_UNIT // 2] * 2

@@ -21,9 +21,9 @@ from paceline.device.pilot import Pilot
 from paceline.device.request import Request
 from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
-from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT
+from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT, MARGINS
 from paceline.kernels.gpu.launch import pow2
-from paceline.kernels.gpu.rows import mode_of, rows_of
+from paceline.kernels.gpu.rows import MARGIN_UNIT, mode_of, rows_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
@@ -43,6 +43,7 @@ class Ticket:
         self.plan: Plan | None = None
         self.timed = False
         self.outcome, self.reports = to_host(outcome), None if reports is None else to_host(reports)
+        self.rows: list[list[int]] = []
         self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
         if self.event:
             self.event.record()
@@ -52,9 +53,9 @@ class Ticket:
         """Waits, then gives (place, request, round, whether its text ended) for each request that was seated."""
         if self.event:
             self.event.synchronize()
-        rows = self.outcome.tolist()
+        self.rows = self.outcome.tolist()
         for place, request in self.seated.items():
-            row = rows[place]
+            row = self.rows[place]
             if row[COUNT]:
                 done = Round(row[: row[COUNT]], self.drafted and min(self.drafted, request.most))
                 yield place, request, done, bool(row[FINISHED])
@@ -63,6 +64,11 @@ class Ticket:
         """Of the first `count` tokens that it brought to a place; it was read."""
         assert self.reports is not None
         return [TokenLogprobs(chosen) for chosen in self.reports[place, :count].tolist()]
+
+    def margins(self, place: int, count: int) -> tuple[float, ...]:
+        """How sure the drafter was of the first `count` drafts at a place, in logits; none where it does not tell."""
+        told = self.rows[place][MARGINS : MARGINS + count]
+        return tuple(margin / MARGIN_UNIT for margin in told) if any(told) else ()
 
     def ms_after(self, before: Ticket) -> float:
         """Time from the end of the ticket before to the end of this one; both were read."""
@@ -249,13 +255,13 @@ class DeviceEngine:
 
     def _read(self) -> list[Request]:
         """What the oldest round under way brought."""
-        changed, ticket, served = [], self.pending.popleft(), list[tuple[Request, Round]]()
+        changed, ticket, served = [], self.pending.popleft(), dict[int, tuple[Request, Round]]()
         for at, request, done, ended in ticket.read():
             if request.finished:
                 continue
             if request.reported:
                 request.logprobs += ticket.logprobs(at, len(done.tokens))
-            served.append((request, done))
+            served[at] = request, done
             request.rounds.append(done)
             request.emitted += len(done.tokens)
             changed.append(request)
@@ -267,14 +273,14 @@ class DeviceEngine:
         self._tell(ticket, served)
         return changed
 
-    def _tell(self, ticket: Ticket, served: list[tuple[Request, Round]]) -> None:
+    def _tell(self, ticket: Ticket, served: dict[int, tuple[Request, Round]]) -> None:
         """Tells the pilot of a round that it chose; its time is known where another was read just before."""
         before, self.last_read = self.last_read, ticket if self.pending or self.seated else None
         if self.pilot is None or ticket.plan is None:
             return
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
-        seats = [(request.seat, done) for request, done in served]
+        seats = [(request.seat, done, ticket.margins(at, done.drafted)) for at, (request, done) in served.items()]
         self.pilot.observe(ticket.plan, [
-            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.outcome), seat.context)
-            for seat, done in seats if seat.open
+            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.outcome), seat.context, margins)
+            for seat, done, margins in seats if seat.open
         ])  # fmt: skip

@@ -15,7 +15,7 @@ from paceline.device.cache import BatchCache, PassCache
 from paceline.device.drafters import DeviceDrafter
 from paceline.device.sampling import Choice
 from paceline.kernels import Reach
-from paceline.kernels.gpu.accept import COLUMNS, Ending, Rows, Sequences, accept, verify_rows
+from paceline.kernels.gpu.accept import COLUMNS, MARGINS, Ending, Rows, Sequences, accept, verify_rows
 from paceline.kernels.gpu.fused import chunk_ranges
 from paceline.kernels.gpu.rows import Rows as Params
 from paceline.kernels.gpu.rules import Rules, Ruling, neutral_rules, remember
@@ -142,12 +142,15 @@ class DeviceModel:
     def choice(self, places: Places, how: How) -> Choice:
         """How the sequences of these places choose."""
         report = places.reports if how.report else None
-        if not how.rules:
-            return Choice(how.mode, places.params, self.suppressed, None, report)
+        # Where drafts are kept by chance, how sure the drafter is of them says nothing.
+        margins = places.outcome[:, MARGINS:] if self.ending.survival is None else None
+        return Choice(how.mode, places.params, self.suppressed, self._ruling(places) if how.rules else None, report,
+                      margins)  # fmt: skip
+
+    def _ruling(self, places: Places) -> Ruling:
         assert places.history is not None
         s = places.sequences
-        ruling = Ruling(places.rules, places.history, s.remaining, s.stops, self.ending.end_ids)
-        return Choice(how.mode, places.params, self.suppressed, ruling, report)
+        return Ruling(places.rules, places.history, s.remaining, s.stops, self.ending.end_ids)
 
     def keep_histories(self) -> Tensor:
         """The history of every place; made when the first text with rules comes, since it takes 4 bytes an id each."""

@@ -29,6 +29,7 @@ class Choice:
 
     suppressed: int32 ids that never come out, or None. ruling: penalties, biases and least lengths, where any are on.
     report: float64 [B, 16] that the log-probabilities of the tokens go to, by the model itself, where they are wanted.
+    margins: int64 [B, 15] that those of the guesses go to, in units of `rows.MARGIN_UNIT`, where they are wanted.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Choice:
     suppressed: Tensor | None = None
     ruling: Ruling | None = None
     report: Tensor | None = None
+    margins: Tensor | None = None
 
     def choose(self, target: Target, hidden: Tensor, positions: Tensor, drafts: Tensor | None = None) -> Tensor:
         """The target's own token int64 [n] for each hidden state [n, D]; the token will sit at positions [n].
@@ -63,10 +65,14 @@ class Choice:
         if drafter.config.centroids is not None:
             return self._guess_in_clusters(_cluster(drafter, state), positions, draft)
         if self.mode == GREEDY and self.ruling is None:
-            return choose.pick_best(*matmul.head_best(state, head))
+            return choose.pick_best(*matmul.head_best(state, head), margins=self._margins(draft))
         logits = matmul.head_logits(state, head)
         self._reshape_guess(logits, None, draft)
-        return choose.sample(logits, self.params, positions, self.mode)
+        return choose.sample(logits, self.params, positions, self.mode, Columns(margins=self._margins(draft)))
+
+    def _margins(self, draft: Draft) -> Tensor | None:
+        """Where those of the guess after this draft go."""
+        return None if self.margins is None else self.margins[:, len(draft)]
 
     def _reshape_guess(self, logits: Tensor, ids: Tensor | None, draft: Draft) -> None:
         if self.ruling is not None:
@@ -74,9 +80,10 @@ class Choice:
 
     def _guess_in_clusters(self, found: Clustered, positions: Tensor, draft: Draft) -> Tensor:
         if self.mode == GREEDY and self.ruling is None:
-            return choose.pick_best(found.tile_values, found.tile_ids)
+            return choose.pick_best(found.tile_values, found.tile_ids, found.tile_seconds, self._margins(draft))
         self._reshape_guess(found.logits, found.ids, draft)
-        return choose.sample(found.logits, self.params, positions, self.mode, Columns(found.ids))
+        columns = Columns(found.ids, margins=self._margins(draft))
+        return choose.sample(found.logits, self.params, positions, self.mode, columns)
 
 
 def head_of(target: Target) -> HeadWeight:

@@ -105,9 +105,11 @@ def _draft_rows(
     tl.store(chosen_at + i * batch + b, n + 1 + i, mask=i < k)
 
 
-COUNT, KEPT, FINISHED, COLUMNS = 16, 17, 18, 19
+COUNT, KEPT, FINISHED, MARGINS, COLUMNS = 16, 17, 18, 19, 34
 """Columns of an outcome int64 [B, COLUMNS]: up to 16 tokens, how many of them are new (0: an idle place), how many
-drafts were kept, and 1 where the sequence ended."""
+drafts were kept, 1 where the sequence ended, and of each draft the drafter's margin (`rows.note_margin`), 0 if unknown.
+"""
+_COLUMNS = tl.constexpr(COLUMNS)
 
 
 class Ending(NamedTuple):
@@ -176,7 +178,7 @@ def _accept(
             at = tl.min(hit, 0)
             count = tl.minimum(count, at + 1)
             left = tl.where(at < BLOCK, tl.minimum(left, count), left)
-    out += b * 19
+    out += b * _COLUMNS
     tl.store(out + i, choice, mask=i < count)
     tl.store(out + 16, count.to(tl.int64))
     tl.store(out + 17, tl.where(count > 0, kept, 0).to(tl.int64))

@@ -18,15 +18,16 @@ SEARCH_WARPS, GATHER_WARPS = 8, 4
 
 
 class Clustered(NamedTuple):
-    """Candidates, the best cluster's first, and for `choose.pick_best` the best of each tile of them.
+    """Candidates, the best cluster's first, and for `choose.pick_best` the two best of each tile of them.
 
-    logits fp32 and ids int64 [n, active * W]; tile_values fp32 and tile_ids int32 [tiles, n].
+    logits fp32 and ids int64 [n, active * W]; tile_values fp32 and tile_ids int32 [tiles, n], and tile_seconds fp32.
     """
 
     logits: Tensor
     ids: Tensor
     tile_values: Tensor
     tile_ids: Tensor
+    tile_seconds: Tensor
 
 
 def centroid_choice(scores: Tensor, active: int, clusters: Tensor, y: Tensor, table: Tensor) -> Clustered:
@@ -45,6 +46,7 @@ def centroid_choice(scores: Tensor, active: int, clusters: Tensor, y: Tensor, ta
         scratch((n, active * width), y, torch.int64),
         scratch((tiles, n), y),
         scratch((tiles, n), y, torch.int32),
+        scratch((tiles, n), y),
     )
     sizes = {"ROWS": rows, "HIDDEN": pow2(hidden), **options(num_warps=GATHER_WARPS)}
     _gather[tiles, n](best, clusters, y, table, out, active, width, hidden, **sizes)
@@ -111,8 +113,11 @@ def _gather(
     place = row * active * width + rank * width + lane
     tl.store(out.logits + place, logit, lane < width)
     tl.store(out.ids + place, ids, lane < width)
-    key = tl.max(tl.where(lane < width, pack(clean(logit), lane), NO_KEY), 0)
+    logit = clean(logit)
+    key = tl.max(tl.where(lane < width, pack(logit, lane), NO_KEY), 0)
     first = lane == column_of(key)
+    others = tl.where((lane < width) & (first == 0), logit, float("-inf"))
     spot = tile * tl.num_programs(1) + row
-    tl.store(out.tile_values + spot, tl.sum(tl.where(first, clean(logit), 0.0), 0))
+    tl.store(out.tile_values + spot, tl.sum(tl.where(first, logit, 0.0), 0))
     tl.store(out.tile_ids + spot, tl.sum(tl.where(first, ids, 0), 0).to(tl.int32))
+    tl.store(out.tile_seconds + spot, tl.max(others, 0))

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paceline.kernels.gpu.keys import LAST_COLUMN, NO_KEY, clean, column_of, pack
+from paceline.kernels.gpu.keys import LAST_COLUMN, NO_KEY, clean, column_of, lead_of, lead_over, pack, value_of
 from paceline.kernels.gpu.launch import cdiv, let_next_start, options, pow2, scratch, wait
 from paceline.kernels.gpu.leaders import LOWEST, ceiling, list_leaders, listed, ranks_of
 from paceline.kernels.gpu.nucleus import Unsettled, search
@@ -32,6 +32,7 @@ from paceline.kernels.gpu.rows import (
     likely,
     logits_at,
     noisy,
+    note_margin,
     scores_of,
     source_of,
 )
@@ -78,8 +79,9 @@ def _row_best(source, best, out, tiles, TILES: tl.constexpr, PDL: tl.constexpr):
     wait(PDL)
     let_next_start(PDL)
     row, tile = tl.program_id(0), tl.arange(0, TILES)
-    key = tl.max(tl.load(best + row * tiles + tile, tile < tiles, other=NO_KEY), 0)
+    key, lead = lead_of(tl.load(best + row * tiles + tile, tile < tiles, other=NO_KEY))
     tl.store(out + row, ids_at(source, row, column_of(key)))
+    note_margin(source.margins, source.stride, row, tl.where(tiles > 1, lead, 0.0))
 
 
 def greedy(logits: Tensor, columns: Columns = VOCABULARY) -> Tensor:
@@ -93,27 +95,41 @@ def greedy(logits: Tensor, columns: Columns = VOCABULARY) -> Tensor:
 
 
 @triton.jit
-def _pick_best(values, ids, out, tiles, n, SIZE: tl.constexpr, PDL: tl.constexpr):
+def _pick_best(values, ids, seconds, out, margins, stride, tiles, n, SIZE: tl.constexpr, PDL: tl.constexpr):
     wait(PDL)
     let_next_start(PDL)
     row = tl.program_id(0)
     best, token = tl.full([SIZE], NO_KEY, tl.int64), tl.full([SIZE], 0, tl.int64)
+    second = tl.full([SIZE], float("-inf"), tl.float32)
     for first in range(0, tiles, SIZE):
         tile = first + tl.arange(0, SIZE)
         x = clean(tl.load(values + tile * n + row, tile < tiles, other=float("-inf")))
         name = tl.load(ids + tile * n + row, tile < tiles, other=0).to(tl.int64)
         key = tl.where(tile < tiles, pack(x, tile), NO_KEY)
         token = tl.where(key > best, name, token)
+        if seconds is not None:
+            near = tl.load(seconds + tile * n + row, tile < tiles, other=float("-inf"))
+            second = tl.where(key > best, near, second)
         best = tl.maximum(best, key)
-    tl.store(out + row, tl.sum(tl.where(best == tl.max(best, 0), token, 0), 0))
+    first, lead = lead_of(best)
+    tl.store(out + row, tl.sum(tl.where(best == first, token, 0), 0))
+    if seconds is not None:
+        lead = tl.minimum(lead, lead_over(value_of(first), tl.max(tl.where(best == first, second, float("-inf")), 0)))
+    else:
+        lead = tl.where(tiles > 1, lead, 0.0)  # a tile alone does not tell
+    note_margin(margins, stride, row, lead)
 
 
-def pick_best(values: Tensor, ids: Tensor) -> Tensor:
-    """The id of each row's greatest value, ties by lowest tile: values fp32 and ids [tiles, n] -> int64 [n]."""
+def pick_best(values: Tensor, ids: Tensor, seconds: Tensor | None = None, margins: Tensor | None = None) -> Tensor:
+    """The id of each row's greatest value, ties by lowest tile: values fp32 and ids [tiles, n] -> int64 [n].
+
+    seconds fp32 [tiles, n]: the value next to each, within its tile. margins: as those of `Columns`.
+    """
     tiles, n = values.shape
     out = scratch((n,), values, torch.int64)
     size = min(pow2(tiles), 4096)
-    _pick_best[n,](values, ids, out, tiles, n, SIZE=size, **options(num_warps=max(1, min(8, size // 128))))
+    stride, warps = 0 if margins is None else margins.stride(0), max(1, min(8, size // 128))
+    _pick_best[n,](values, ids, seconds, out, margins, stride, tiles, n, SIZE=size, **options(num_warps=warps))
     return out
 
 
@@ -130,7 +146,7 @@ def _survey(
     place = row * tl.num_programs(0) + tile
     limit, _p, free = cuts(rows, row // q, source.V)
     if free:
-        best, column = noisiest(source, rows, row, row // q, tl.load(positions + row), tile * TILE, TILE)
+        best, column, _lead = noisiest(source, rows, row, row // q, tl.load(positions + row), tile * TILE, TILE)
         tl.store(survey.stats + 2 * place, best)
         tl.store(survey.stats + 2 * place + 1, column.to(tl.float64))
     else:
@@ -148,7 +164,10 @@ def _survey(
 
 @triton.jit
 def noisiest(source, rows, row, b, position, first, span):
-    """(greatest noisy score, its column) among columns first .. first + span - 1; ties take the lowest column."""
+    """(greatest noisy score, its column, its lead) among columns first .. first + span - 1.
+
+    Ties take the lowest column.
+    """
     lane = tl.arange(0, BLOCK)
     best, where = tl.full([BLOCK], float("-inf"), tl.float64), first + lane
     for start in range(0, span, BLOCK):
@@ -158,7 +177,9 @@ def noisiest(source, rows, row, b, position, first, span):
         where = tl.where(total > best, columns, where)
         best = tl.maximum(best, total)
     greatest = tl.max(best, 0)
-    return greatest, tl.min(tl.where(best == greatest, where, LAST_COLUMN), 0)
+    column = tl.min(tl.where(best == greatest, where, LAST_COLUMN), 0)
+    second = tl.max(tl.where(where == column, float("-inf"), best), 0)
+    return greatest, column, lead_over(greatest, second)
 
 
 @triton.jit
@@ -191,16 +212,17 @@ def _choose(
     limit, p, free = cuts(rows, b, source.V)
     held, whole = free, p * 0.0
     if free:
-        token = _free_choice(source, rows, survey, row, b, position, tiles, TILES)
+        token, lead = _free_choice(source, rows, survey, row, b, position, tiles, TILES)
     elif limit <= NARROW:
         at, count = _leaders(source, survey, lists, row, limit, tiles * COARSE, NARROW, WIDTH)
-        token, held = _draw(source, rows, row, b, position, at, count, p, whole, NARROW)
+        token, held, lead = _draw(source, rows, row, b, position, at, count, p, whole, NARROW)
     else:
         if GENERAL:
             whole = _whole(survey, unsettled, row, limit > WIDEST, tiles, TILES)
         at, count = _leaders(source, survey, lists, row, tl.minimum(limit, WIDEST), tiles * COARSE, WIDEST, WIDTH)
-        token, held = _draw(source, rows, row, b, position, at, count, p, whole, WIDEST)
+        token, held, lead = _draw(source, rows, row, b, position, at, count, p, whole, WIDEST)
     tl.store(out + row, token)
+    note_margin(source.margins, source.stride, row, tl.where(limit > 1, lead, 0.0))  # else of one leader, so unknown
     if GENERAL:
         done = held & (limit == source.V) & (p < 1.0)
         tl.store(unsettled.open + row, ((limit > WIDEST) & (free == 0) & (done == 0)).to(tl.int32))
@@ -208,17 +230,18 @@ def _choose(
 
 @triton.jit
 def _free_choice(source, rows, survey, row, b, position, tiles, TILES: tl.constexpr):
-    """The token with the greatest noisy score of all."""
+    """(the token with the greatest noisy score of all, by how much it leads)."""
     if survey is None:
-        _best, column = noisiest(source, rows, row, b, position, 0, source.V)
+        _best, column, lead = noisiest(source, rows, row, b, position, 0, source.V)
     else:
         tile = tl.arange(0, TILES)
         at = survey.stats + 2 * (row * tiles + tile)
         total = tl.load(at, tile < tiles, other=float("-inf"))
         where = tl.load(at + 1, tile < tiles, other=0.0).to(tl.int32)
-        first = tl.where((total == tl.max(total, 0)) & (tile < tiles), where, LAST_COLUMN)
-        column = tl.min(first, 0)
-    return ids_at(source, row, column)
+        best = tl.max(total, 0)
+        column = tl.min(tl.where((total == best) & (tile < tiles), where, LAST_COLUMN), 0)
+        lead = lead_over(best, tl.max(tl.where(where == column, float("-inf"), total), 0))
+    return ids_at(source, row, column), lead
 
 
 @triton.jit
@@ -272,7 +295,7 @@ def _whole(survey, unsettled, row, wide, tiles, TILES: tl.constexpr):
 @triton.jit
 def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
     """(the token that leads with noise among the listed columns that top-p and min-p leave, whether all listed columns
-    held p of the mass).
+    held p of the mass, by how much the token leads).
 
     Top-p counts shares of `whole`, or where that is 0, of the mass of the `count` listed columns. Listed masses are
     added as integers: the cut does not depend on the order in which some kernel adds them.
@@ -291,9 +314,12 @@ def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
     total = noisy(scores, ids_at(source, row, columns), rows, b, position)
     total = tl.where(kept, total, float("-inf"))
     # Equal totals go to the likelier token, then to the lower column.
-    lead = kept & (total == tl.max(total, 0))
+    best = tl.max(total, 0)
+    lead = kept & (total == best)
     lead = lead & (scores == tl.max(tl.where(lead, scores, float("-inf")), 0))
-    return ids_at(source, row, tl.min(tl.where(lead, columns, LAST_COLUMN), 0)), held
+    column = tl.min(tl.where(lead, columns, LAST_COLUMN), 0)
+    second = tl.max(tl.where(columns == column, float("-inf"), total), 0)
+    return ids_at(source, row, column), held, lead_over(best, second)
 
 
 @triton.jit

@@ -36,6 +36,29 @@ def pack(x, columns):
 
 
 @triton.jit
+def value_of(key):
+    """The value in a key that is not NO_KEY, fp32."""
+    rank = ((key >> COLUMN_BITS) - 2147483648).to(tl.int32)
+    return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def lead_of(keys):
+    """(the greatest key, how far its value is above those of all others); NO_KEY counts for nothing."""
+    first = tl.max(keys, 0)
+    second = tl.max(tl.where(keys == first, NO_KEY, keys), 0)
+    value = tl.where(second >= 0, value_of(tl.maximum(second, 0)), float("-inf"))
+    return first, lead_over(value_of(first), value)
+
+
+@triton.jit
+def lead_over(first, second):
+    """How far `first` is above `second`; infinity above what is minus infinity."""
+    some = second > float("-inf")
+    return tl.where(some, first - tl.where(some, second, 0.0), float("inf"))
+
+
+@triton.jit
 def column_of(keys):
     """The columns in keys, int32."""
     return (keys & LAST_COLUMN).to(tl.int32) ^ LAST_COLUMN

@@ -21,6 +21,8 @@ from paceline.kernels.gpu.philox import gumbel, halves
 from paceline.types import SamplingParams
 
 MAX_TOP_K = 256
+MARGIN_UNIT = 1024  # a margin of 1
+_UNIT, _MOST = tl.constexpr(MARGIN_UNIT), tl.constexpr(64.0)
 
 
 class Rows(NamedTuple):
@@ -37,11 +39,12 @@ class Columns(NamedTuple):
     """What the columns of logits [n, V] stand for.
 
     ids int64 [n, V] names them where they are not the vocabulary itself. The columns listed in suppress, int32 [p],
-    are never chosen while another can be.
+    are never chosen while another can be. margins int64 [n], a view of any stride: where `note_margin` is to write.
     """
 
     ids: Tensor | None = None
     suppress: Tensor | None = None
+    margins: Tensor | None = None
 
 
 class Source(NamedTuple):
@@ -52,6 +55,8 @@ class Source(NamedTuple):
     suppress: Tensor | None
     V: int
     suppressed: int
+    margins: Tensor | None
+    stride: int
 
 
 def source_of(logits: Tensor, columns: Columns) -> Source:
@@ -59,7 +64,9 @@ def source_of(logits: Tensor, columns: Columns) -> Source:
     if logits.dtype != torch.float32 or not logits.is_contiguous() or not 1 <= logits.shape[1] <= MAX_COLUMNS:
         raise UsageError(f"logits must be contiguous fp32 [n, 1 .. {MAX_COLUMNS}], not {logits.dtype} {logits.shape}")
     count = 0 if columns.suppress is None else len(columns.suppress)
-    return Source(logits, columns.ids, columns.suppress if count else None, logits.shape[1], count)
+    suppress, margins = columns.suppress if count else None, columns.margins
+    stride = 0 if margins is None else margins.stride(0)
+    return Source(logits, columns.ids, suppress, logits.shape[1], count, margins, stride)
 
 
 def rows_of(params: Sequence[SamplingParams], device: torch.device | str) -> Rows:
@@ -111,6 +118,17 @@ def ids_at(source, row, columns):
         return columns.to(tl.int64)
     else:
         return tl.load(source.ids + row.to(tl.int64) * source.V + columns, columns < source.V, other=0)
+
+
+@triton.jit
+def note_margin(margins, stride, row, margin):
+    """Writes by how much a row's choice led, in 1 / MARGIN_UNIT of a logit, if anybody wants to know.
+
+    Of what the choice was made among in the end: of the best of each tile, mostly. Never more than 64.
+    """
+    if margins is not None:
+        margin = tl.where(margin <= _MOST, margin, _MOST)
+        tl.store(margins + row * stride, (margin * _UNIT).to(tl.int64))
 
 
 @triton.jit
