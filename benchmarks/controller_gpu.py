@@ -34,7 +34,7 @@ from paceline.bench import record as files
 from paceline.bench.stats import ratio_interval
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable
-from paceline.control.policy import Served
+from paceline.control.policy import Heuristic, Policy, Served, State
 from paceline.control.view import Plan
 from paceline.device.build import random_model
 from paceline.device.engine import DeviceEngine
@@ -47,6 +47,7 @@ from paceline.types import AUTO, SamplingParams
 
 SCHEMA = "paceline-controller-gpu/1"
 ARMS: tuple[str, ...] = (*(f"k={k}" for k in DRAFTS), AUTO)
+HEURISTIC = "heuristic"  # the schedule of Transformers, which knows no batches
 SIZES = {"26b-a4b": 1.0, "31b": 2.0}  # and which share of the time each gets: a round of the second takes longer
 PROMPT, CONTEXT = 128, 2048  # tokens
 LEAST_TEXTS, FIXED_SHARE = 3, 0.25  # a fixed length learns nothing, and may write less of a text that is all alike
@@ -113,6 +114,21 @@ class Timed(Pilot):
         self.seconds += time.perf_counter() - begun
 
 
+@dataclass
+class Ruled(Timed):
+    """Another rule in the controller's place, for one sequence at a time: of lengths on offer, the next shorter one."""
+
+    rule: Policy = field(default_factory=lambda: Heuristic(LONGEST))
+
+    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
+        plan = Plan(k=self.rule.choose(State(seats[0].name)))
+        return self._offer(plan.k, plan), plan
+
+    def observe(self, plan: Plan, served: Sequence[Served]) -> None:
+        for one in served:
+            self.rule.observe(one)
+
+
 class Stage:
     """An engine whose drafts are kept by chance, and the arms on it. `prior` is the controller's first cost table."""
 
@@ -122,12 +138,13 @@ class Stage:
         assert kept is not None
         self.kept = kept
         self.profiles = {name: kept.new_tensor(acceptance.survival(profile)) for name, profile in PROFILES.items()}
-        self.pilot, self.numbers = Timed(Auto(prior.copy(), LONGEST)), itertools.count()
-        self.vocab = engine.model.target.config.vocab
+        self.numbers, self.vocab = itertools.count(), engine.model.target.config.vocab
+        self.afresh()
 
     def afresh(self) -> None:
         """A controller that knows of no workload before."""
         self.pilot = Timed(Auto(self.prior.copy(), LONGEST))
+        self.pilots = {AUTO: self.pilot, HEURISTIC: Ruled(self.pilot.policy)}
 
     def write(self, workload: Workload, text: int, arm: str, tokens: int) -> Row:
         """One text, or a batch of them, by one arm."""
@@ -135,9 +152,9 @@ class Stage:
         generator = torch.Generator().manual_seed(text)
         prompts = torch.randint(0, self.vocab, (workload.batch, PROMPT), generator=generator).tolist()
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        k = AUTO if arm == AUTO else int(arm.removeprefix("k="))
+        k = AUTO if arm in self.pilots else int(arm.removeprefix("k="))
         requests = [Request(prompt, params, k, False) for prompt in prompts]
-        self.engine.pilot, self.engine.least_batch = self.pilot, workload.batch
+        self.engine.pilot, self.engine.least_batch = self.pilots.get(arm, self.pilot), workload.batch
         self.kept.copy_(self.profiles[parts[0]])
         for request in requests:
             self.engine.submit(request)
@@ -168,9 +185,14 @@ class Stage:
 
     def prepare(self, workload: Workload) -> None:
         """Compiles and captures what the arms will need: first uses are not timed."""
-        for arm in ARMS:
+        for arm in arms_of(workload):
             self.write(workload, 0, arm, 4)
         self.afresh()
+
+
+def arms_of(workload: Workload) -> tuple[str, ...]:
+    """What its texts are written by."""
+    return ARMS if workload.batch > 1 else (*ARMS, HEURISTIC)
 
 
 def measure(stage: Stage, workload: Workload, until: float, clock: Callable[[], float]) -> Iterator[Row]:
@@ -181,8 +203,8 @@ def measure(stage: Stage, workload: Workload, until: float, clock: Callable[[], 
         if text >= LEAST_TEXTS and text % len(workload.turns) == 0 and clock() > until:
             return
         alike = len(workload.turns[text % len(workload.turns)]) == 1
-        for arm in chance.sample(ARMS, len(ARMS)):
-            share = FIXED_SHARE if alike and arm != AUTO else 1.0
+        for arm in chance.sample(arms_of(workload), len(arms_of(workload))):
+            share = FIXED_SHARE if alike and arm.startswith("k=") else 1.0
             yield stage.write(workload, text, arm, max(4, int(share * stage.tokens)))
 
 
@@ -205,18 +227,29 @@ def over(rows: list[Row], arm: str, other: str) -> dict[str, Any]:
     return {"ratio": rate(rows, arm) / rate(rows, other), "ci95": None if interval is None else interval.tolist()}
 
 
+def of_each(rows: list[Row], fixed: Sequence[str]) -> float:
+    """Tokens a second where each text, all of equal length, has the fixed draft length that serves it best."""
+    served = [row for row in rows if row.arm in fixed]
+    rates = [max(row.expected / row.seconds for row in served if row.text == text) for text in {r.text for r in served}]
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """By workload: tokens a second of every arm, and the controller over no drafts and over the best fixed length."""
     found = {}
     for workload in dict.fromkeys(row.workload for row in rows):
         own = [row for row in rows if row.workload == workload]
-        best = max((arm for arm in ARMS if arm != AUTO), key=lambda arm: rate(own, arm))
+        arms = list(dict.fromkeys(row.arm for row in own))
+        fixed = [arm for arm in arms if arm.startswith("k=")]
+        best = max(fixed, key=lambda arm: rate(own, arm))
         auto = [row for row in own if row.arm == AUTO]
         found[workload] = {
             "texts": len(auto), "best": best,
-            "tokens_per_s": {arm: rate(own, arm, "tokens") for arm in ARMS},
-            "expected_per_s": {arm: rate(own, arm) for arm in ARMS},
+            "tokens_per_s": {arm: rate(own, arm, "tokens") for arm in arms},
+            "expected_per_s": {arm: rate(own, arm) for arm in arms},
             "over_plain": over(own, AUTO, "k=0"), "over_best": over(own, AUTO, best),
+            "heuristic": over(own, HEURISTIC, best) if HEURISTIC in arms else None,
+            "best_of_each": of_each(own, fixed) / rate(own, best),
             "best_over_plain": over(own, best, "k=0"),
             "drafts_a_round": sum(k * n for r in auto for k, n in r.ks.items()) / sum(r.rounds for r in auto),
             "thinking_share": sum(r.thinking_s for r in auto) / sum(r.seconds for r in auto),

@@ -1,6 +1,7 @@
 """The draft-length controller on a GPU, on the embedded pair and its real prompts: against every fixed draft length.
 
-As `controller_cpu.py`, whose workloads and sums these are. The miniature's rounds take a fraction of a millisecond, so
+As `controller_cpu.py`, whose workloads and sums these are; other rules choose by the rounds before, as the controller
+does. The miniature's rounds take a fraction of a millisecond, so
 this is the hardest case for a controller's own time, and says nothing of larger models' speed.
 
     python benchmarks/controller_gpu_embedded.py    (needs a GPU)
@@ -16,24 +17,26 @@ from typing import Any
 import common
 import torch
 from controller_cpu import STATIONARY, Stage, Task, measure, summarise, workloads
-from controller_gpu import Timed
+from controller_gpu import HEURISTIC, Ruled, Timed
 
 from paceline.bench.prompts import load_prompts
 from paceline.bench.record import check_writable
 from paceline.control.auto import Auto
+from paceline.control.policy import Confidence
 from paceline.device.pilot import DRAFTS
 from paceline.device.serve import DeviceServer
 from paceline.llm import LLM
 from paceline.steering import LONGEST
 from paceline.types import AUTO
 
+THRESHOLD = "threshold"  # of confidence, by the rounds before: a round on a GPU cannot end early
 WORKLOADS = (*(name for name in STATIONARY if name != "hopeless"), "mixed", "changing")
 
 
 class DeviceStage(Stage):
     """The engine on the GPU; its controller starts from the predicted times that the engine came with."""
 
-    arms = (*(f"k={k}" for k in DRAFTS), AUTO)
+    arms = (*(f"k={k}" for k in DRAFTS), AUTO, HEURISTIC, THRESHOLD)
 
     def __init__(self, llm: LLM, max_tokens: int) -> None:
         assert isinstance(llm.engine, DeviceServer)
@@ -43,7 +46,8 @@ class DeviceStage(Stage):
         self.table = self.device.pilot.policy.table.copy()
 
     def policies(self) -> Mapping[str, Any]:
-        return {AUTO: Timed(Auto(self.table.copy(), LONGEST))}
+        auto = Auto(self.table.copy(), LONGEST)
+        return {AUTO: Timed(auto), HEURISTIC: Ruled(auto), THRESHOLD: Ruled(auto, rule=Confidence(LONGEST))}
 
     def seat(self, policy: Any, task: Task) -> None:
         if isinstance(policy, Timed):

@@ -16,7 +16,7 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
     def show(ratio: Record) -> str:
         return speed(ratio=ratio["ratio"], interval=ratio["ci95"])
 
-    def on_cpu(record: Record) -> str:
+    def embedded(record: Record) -> str:
         """The controller and other rules over the best fixed draft length, by workload."""
         found = record["summary"]["workloads"]
         rows = [
@@ -30,34 +30,23 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         note = f"Same text in all arms: {same} of {len(found)} workloads."
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
 
-    def embedded_on_gpu(record: Record) -> str:
-        """The controller over the best fixed draft length and over no drafts, by workload."""
-        found = record["summary"]["workloads"]
-        rows = [
-            (name, w["best"], show(w["over_best"]["auto"]), f"{w['best_of_each']:.2f}x",
-             show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
-            for name, w in found.items()
-        ]  # fmt: skip
-        same = sum(w["same_text"] for w in found.values())
-        columns = ("", "best fixed k", "auto over it (95%)", "best k of each text", "auto over k = 0", "thinking")
-        return f"{table(columns, rows)}\n\nSame text in all arms: {same} of {len(found)} workloads."
-
     def on_gpu(record: Record) -> str:
         """The controller over no drafts and over the best fixed length, by size and workload."""
         rows = [
             (SIZES.get(size, size), name, w["best"], show(w["over_best"]), show(w["over_plain"]),
-             show(w["best_over_plain"]), f"{w['drafts_a_round']:.1f}", f"{w['thinking_share']:.1%}")
+             show(w["heuristic"]) if w["heuristic"] else "", f"{w['best_of_each']:.2f}x", f"{w['drafts_a_round']:.1f}",
+             f"{w['thinking_share']:.1%}")
             for size, found in record["sizes"].items() for name, w in found["summary"].items()
         ]  # fmt: skip
-        columns = ("", "", "best fixed k", "auto over it (95%)", "auto over k = 0", "best k over k = 0", "drafts",
-                   "thinking")  # fmt: skip
+        columns = ("", "", "best fixed k", "auto over it (95%)", "auto over k = 0", "heuristic",
+                   "best k of each text", "drafts", "thinking")  # fmt: skip
         return f"{table(columns, rows)}\n\nRandom weights, synthetic acceptance; tokens a second as expected of it."
 
     return {
-        "paceline-controller-cpu/1": (on_cpu, cpu_line),
+        "paceline-controller-cpu/1": (embedded, cpu_line),
         "paceline-controller-sim/1": (lambda record: recorded_table(table, record), sim_line),
         "paceline-controller-gpu/1": (on_gpu, gpu_line),
-        "paceline-controller-gpu-embedded/1": (embedded_on_gpu, cpu_line),
+        "paceline-controller-gpu-embedded/1": (embedded, cpu_line),
     }
 
 

@@ -51,10 +51,10 @@ def stage(both: Both, monkeypatch: pytest.MonkeyPatch, quiet_torch: None) -> Ite
 def test_every_arm_writes_every_text_and_auto_takes_what_it_chooses(stage: gpu.Stage) -> None:
     rows = list(gpu.measure(stage, HOPELESS, 0.0, lambda: 1.0))
     assert [(row.text, row.arm) for row in sorted(rows, key=lambda r: (r.text, r.arm))] == [
-        (text, arm) for text in range(gpu.LEAST_TEXTS) for arm in sorted(gpu.ARMS)
+        (text, arm) for text in range(gpu.LEAST_TEXTS) for arm in sorted((*gpu.ARMS, gpu.HEURISTIC))
     ]
     for row in rows:
-        assert set(row.ks) <= ({0} if row.arm == "k=0" else {0, 1, 2})
+        assert set(row.ks) <= ({0} if row.arm == "k=0" else {1, 2, 3, 4} if row.arm == gpu.HEURISTIC else {0, 1, 2})
         assert sum(row.ks.values()) == row.rounds > 0
         assert row.expected == pytest.approx(row.rounds, rel=0.1)  # hopeless drafts: hardly more than one token each
     assert stage.pilot.seconds > 0
@@ -62,6 +62,7 @@ def test_every_arm_writes_every_text_and_auto_takes_what_it_chooses(stage: gpu.S
     assert found["texts"] == gpu.LEAST_TEXTS
     assert json.loads(json.dumps(found)) is not None
     assert found["best"] == "k=0"
+    assert found["heuristic"] is not None
 
 
 def test_a_text_may_change_midway(stage: gpu.Stage) -> None:
@@ -82,7 +83,7 @@ def test_batches_are_served_together(stage: gpu.Stage) -> None:
 def test_when_time_runs_out_the_rest_is_left_out_and_what_is_there_is_kept(stage: gpu.Stage) -> None:
     kept: list[list[gpu.Row]] = []
     gpu.run_size(stage, [HOPELESS, HOPELESS], 1e-2, lambda rows: kept.append(list(rows)))
-    assert [len(rows) for rows in kept] == [2 * gpu.LEAST_TEXTS]
+    assert [len(rows) for rows in kept] == [3 * gpu.LEAST_TEXTS]
     gpu.run_size(stage, [HOPELESS], 0.0, lambda rows: kept.append(list(rows)))
     assert len(kept) == 1
 
@@ -98,6 +99,8 @@ def test_rates_are_over_all_texts_and_aims_name_the_worst(monkeypatch: pytest.Mo
     found = gpu.summarise(rows)
     assert found["mixed"]["best"] in ("k=0", "k=2")
     assert found["mixed"]["over_plain"]["ratio"] == pytest.approx(1.6)
+    assert found["mixed"]["best_of_each"] == pytest.approx((30 / 5.0) / (30 / 6.0))
+    assert found["mixed"]["heuristic"] is None
     aims = gpu.judge(found)
     assert aims["mixed, over the best k"]["reached"]
     assert "stationary, over the best k" not in aims  # nothing stationary was measured
