@@ -334,6 +334,7 @@ def main() -> None:
         begun, batched = time.perf_counter(), 32 if size == "26b-a4b" else 8
         share = options.limit_s * SIZES[size] / sum(SIZES[name] for name in sizes)
         stage = stage_of(size, batched, options.tokens)
+        gc.freeze()  # a walk through all that is there by now would take as long as a hundred rounds
 
         def keep(rows: list[Row], size: str = size) -> None:
             found = summarise(rows)
@@ -344,6 +345,7 @@ def main() -> None:
         plans = [plan for plan in workloads(batched) if not options.only or plan.name in options.only.split(";")]
         run_size(stage, plans, share - (time.perf_counter() - begun), keep)
         del stage, keep
+        gc.unfreeze()
         gc.collect()
         torch.cuda.empty_cache()
     print(json.dumps({size: found["aims"] for size, found in record["sizes"].items()}))

@@ -63,7 +63,9 @@ def main() -> None:
     check_writable(flags.out)
     options = {name: value for name, value in vars(flags).items() if name != "out"}
     record = common.head("paceline-controller-gpu-embedded/1", ["embedded miniature; real prompts"], options)
-    stage = DeviceStage(LLM.from_pretrained("embedded", device="cuda"), flags.max_tokens)
+    llm = LLM.from_pretrained("embedded", device="cuda")
+    llm.warm_up()
+    stage = DeviceStage(llm, flags.max_tokens)
     tasks = workloads(load_prompts(None), flags.prompts, flags.seed)
     rows = list(measure(stage, {name: tasks[name] for name in WORKLOADS}, flags.seed))
     summary = summarise(rows)

@@ -331,6 +331,9 @@ def test_open_draft_lengths_write_the_same_texts_beside_fixed_ones(sharing: Both
     assert sum(done.accepted for done in asked[1].rounds) == 0
     # A round is told of when the one after it has been chosen, and never before; only open ones are told of.
     assert [so_far for so_far, _ in pilot.told[:2]] == [2, 3]
+    # The first round stands behind prompts, which its time would tell of too.
+    assert {one.ms for one in pilot.told[0][1]} == {0.0}
+    assert all(one.ms > 0 for _, served in pilot.told[1:] for one in served)
     assert all(len(served) <= 2 for _, served in pilot.told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -194,13 +195,19 @@ class LLM:
         self.costs = found.origin
 
     def warm_up(self) -> None:
-        """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled."""
+        """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled.
+
+        Nor does one wait for a garbage collection that walks through all that is there by then (`gc.freeze`): beside
+        the modules of PyTorch, that takes as long as hundreds of rounds of a small model.
+        """
         if isinstance(self.engine, Engine):
             self.engine.target.ops.prepare()
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
             for k in {0, self.resolved.k}:
                 self.generate([[0] * 20], params, k)
+        gc.collect()
+        gc.freeze()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. A checkpoint without a tokenizer takes lists of ids only."""

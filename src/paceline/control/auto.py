@@ -36,7 +36,8 @@ DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a pos
 THINK_EVERY = 24  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
 HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
-PLAIN_TOLD, TIMED = 4, 64  # one parked round in so many is timed, once so many rounds of any k were
+# Of rounds that are parked or each asked about, one in so many is timed, once so many of any k were.
+TOLD, TIMED = 4, 64
 # Where drafts end early by themselves, rounds are scored at every other choice, and timed only there once so many were.
 SCORED_ALONE, TIMED_ALONE = 2 * THINK_EVERY, 16
 # But the first rounds that draft, of all and of each of the first texts, are of one choice each; and of these an heir
@@ -135,7 +136,7 @@ class Auto:
         if self.news > 1 or self._crossed(AGAIN):
             return False
         self.held += 1
-        settled = parking.heard >= KNOWN and not self.acceptance.marks  # what is heard of certainty is news each round
+        settled = parking.heard >= KNOWN and not self.acceptance.told  # what is heard of certainty is news each round
         return settled and self.held <= HELD and not (self.plan.probing or self.plan.timing)
 
     def _patience(self, k: int) -> int:
@@ -196,7 +197,9 @@ class Auto:
             return plan is not REST and self.table.rounds > TIMED_ALONE and not self.scoring
         if self.table.rounds <= TIMED:
             return False
-        return bool(self.last.since % PLAIN_TOLD) if plan is REST else self.held > 1
+        if plan is REST or self.acceptance.told:
+            return bool((self.last.since if plan is REST else self.rounds) % TOLD)
+        return self.held > 1
 
     def _learn(self, plan: Plan, served: Served) -> None:
         self.kept += served.accepted

@@ -21,6 +21,8 @@ FEATURES = 3  # one, certainty of late, certainty over the request
 WINDOW = 256  # verified drafts of one position that a fit looks back on
 NEWTON_STEPS, SMALL = 4, 0.02  # at most, and a step that needs no other
 LEAST = 1e-9  # likelihood of anything: their product must not vanish
+LATELY, OVERALL = 0.3, 0.05  # weights of the newest certainty in its two averages
+FADING = 0.001  # and in the scale of all requests' at least
 TEMPER = 0.8  # of what a round says: rounds beside one another are alike, and say less than as many apart
 
 
@@ -121,6 +123,23 @@ def note_round(rows: Floats, seen: Ints, sure: Floats, level: float, kept: int) 
 
 
 @njit(cache=True)
+def mark(sure: Floats, scale: Floats, marks: Floats) -> None:
+    """Averages certainties [n] into `sure`, each standardised by those of all requests: scale holds their mean, their
+    variance and how many there were.
+    """
+    for one in marks:
+        scale[2] += 1.0
+        weight, off = max(1.0 / scale[2], FADING), one - scale[0]
+        scale[0] += weight * off
+        if scale[2] > 1.0:
+            scale[1] += weight * (off * off - scale[1])
+        standard = (one - scale[0]) / math.sqrt(max(scale[1], 1e-2))
+        standard = max(-3.0, min(3.0, standard))
+        sure[0] += LATELY * (standard - sure[0])
+        sure[1] += OVERALL * (standard - sure[1])
+
+
+@njit(cache=True)
 def newton(rows: Floats, mean: Floats, precision: Floats) -> Floats:
     """Most likely weights [FEATURES] of a law over rows [N, FEATURES + 2], under a Gaussian prior."""
     weights = mean.copy()
@@ -176,4 +195,5 @@ def warm_up() -> None:
     least_wasted(weights, sure, *law, two)
     note_round(rows, seen, sure, 0.0, 0)
     note(rows, seen, 0, (0.0, 0.0, 0.0, True))
+    mark(sure, np.zeros(3), two)
     newton(rows[0, : seen[0]], np.zeros(FEATURES), np.ones(FEATURES))

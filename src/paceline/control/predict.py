@@ -23,6 +23,7 @@ from paceline.control.logistic import (
     conditional,
     counted,
     least_wasted,
+    mark,
     newton,
     note,
     note_round,
@@ -36,7 +37,6 @@ LEAST = 6  # drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
-PACES = np.array([0.3, 0.05])  # weights of the newest position in the two averages of certainty
 REQUESTS = 1024  # remembered at once
 RENEW = 4  # texts after which it is summed up anew what they were like, once there are so many
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
@@ -76,13 +76,13 @@ class Acceptance:
         self.weights: Floats = self.prior.copy()
         self.samples = Samples(k_max)
         self.requests: OrderedDict[str, Request] = OrderedDict()
-        self.mean, self.variance, self.marks = 0.0, 1.0, 0
+        self.scale = np.array([0.0, 1.0, 0.0])  # of all requests' certainty: mean, variance, how many marks
         self.rounds, self.texts, self.before, self.usual = 0, 0, BEFORE, BEFORE
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
         self.prior, self.weights = other.weights.copy(), other.weights.copy()
-        self.mean, self.variance, self.marks = other.mean, other.variance, min(other.marks, 64)
+        self.scale = np.minimum(other.scale, (np.inf, np.inf, 64.0))
         self.before = self.usual = usual(reversed(other.requests.values()), other.before)
 
     def law(self, request: str) -> list[float]:
@@ -129,25 +129,19 @@ class Acceptance:
             elif self.rounds % REFIT == 0:
                 self._fit(self.rounds // REFIT % self.k_max)
             if any(certainty):  # else nothing is known of it
-                for mark in certainty[:reached]:
-                    self._mark(known, mark)
+                mark(known.sure, self.scale, np.array(certainty[:reached], np.float64))
         if unmade is not None:
-            self._mark(known, unmade[0])
+            mark(known.sure, self.scale, np.array(unmade[:1]))
+
+    @property
+    def told(self) -> bool:
+        """Whether the drafter tells how certain it is."""
+        return bool(self.scale[2])
 
     def hear(self, request: str, tries: int, hits: int) -> None:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
         known = self._request(request)
         known.hear(counted(self.weights, known.sure, LEVELS, tries, hits))
-
-    def _mark(self, known: Request, mark: float) -> None:
-        """Averages one certainty, standardised by those of all requests."""
-        self.marks += 1
-        weight = max(1.0 / self.marks, 0.001)
-        off = mark - self.mean
-        self.mean += weight * off
-        self.variance += weight * (off * off - self.variance) if self.marks > 1 else 0.0
-        standard = max(-3.0, min(3.0, (mark - self.mean) / math.sqrt(max(self.variance, 1e-2))))
-        known.sure += PACES * (standard - known.sure)
 
     def _request(self, name: str) -> Request:
         known = self.requests.get(name)

@@ -89,7 +89,7 @@ class DeviceEngine:
         self.waiting: deque[Request] = deque()
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
-        self.least_batch, self.hosting = 1, False
+        self.least_batch, self.hosting, self.seating = 1, False, False
         self.how: How | None = None  # of those seated; None once that may have changed
         self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
@@ -186,6 +186,7 @@ class DeviceEngine:
         o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
         if rules:
             remember(model.keep_histories()[place : place + 1], o)
+        self.seating = True
         reports = model.places.reports if request.reported else None
         self.pending.append(Ticket(model.places.outcome, {place: request}, 0, reports))
 
@@ -214,8 +215,9 @@ class DeviceEngine:
         places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
         ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
-        # The first of a shape waits for its graph, which says nothing of rounds to come.
-        ticket.plan, ticket.timed = plan, captured and not self.hosting
+        # The first of a shape waits for its graph, the first behind a prompt for the host: no news of rounds to come.
+        ticket.plan, ticket.timed = plan, captured and not (self.hosting or self.seating)
+        self.seating = False
         self.pending.append(ticket)
 
     def _ready(self, shape: Shape) -> list[int]:
