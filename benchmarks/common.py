@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,16 @@ from paceline.bench import record as files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+STALL = 5.0  # times the median round of a text
+
+
+def without_stalls(rounds_s: Sequence[float]) -> tuple[float, float]:
+    """(Seconds of all rounds but those that stalled, seconds of those): what else a machine does says nothing of us."""
+    rounds = np.array(rounds_s)
+    stalled = rounds > STALL * np.median(rounds) if len(rounds) else np.zeros(0, bool)
+    return float(rounds[~stalled].sum()), float(rounds[stalled].sum())
 
 
 def head(schema: str, labels: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text by one arm; thinking_s is what its policy took of decode_s."""
+    """One text by one arm; thinking_s is what its policy took of decode_s, stalled_s what was left out of that."""
 
     workload: str
     prompt_id: str
@@ -71,6 +71,7 @@ class Row:
     drafted: int
     accepted: int
     text: int
+    stalled_s: float = 0.0
 
 
 class Wrong(MtpDraft):
@@ -166,11 +167,17 @@ class Stage:
         params = SamplingParams(temperature=task.temperature, max_tokens=self.max_tokens, seed=1, **cut)
         stream = self.llm.stream(task.prompt.prompt, params, k)
         next(stream)
-        begun = self.clock()
-        ids = [event.token_id for event in stream]
-        taken, s = self.clock() - begun, stream.completion().stats
+        ids, at = list[int](), [self.clock()]
+        for event in stream:
+            ids.append(event.token_id)
+            at.append(self.clock())
+        (taken, stalled), s = self.sum_up(at), stream.completion().stats
         return Row(workload, task.prompt.id, task.temperature, arm, order, taken, policy.seconds - before,
-                   len(ids) + 1, s.rounds, sum(s.drafted), sum(s.accepted), hash(tuple(ids)))  # fmt: skip
+                   len(ids) + 1, s.rounds, sum(s.drafted), sum(s.accepted), hash(tuple(ids)), stalled)  # fmt: skip
+
+    def sum_up(self, at: Sequence[float]) -> tuple[float, float]:
+        """(Seconds from the first of these moments to the last, seconds of stalls that do not count): one a token."""
+        return at[-1] - at[0], 0.0
 
 
 def measure(stage: Stage, tasks: dict[str, list[Task]], seed: int) -> Iterator[Row]:
@@ -212,6 +219,12 @@ def of_each(rows: list[Row], fixed: Sequence[str], best: str) -> float:
     return sum(own.values()) / sum(min(arm[name] for arm in taken if name in arm) for name in own)
 
 
+def stalled_share(rows: list[Row]) -> float:
+    """Of the whole time, what was left out."""
+    stalled = sum(row.stalled_s for row in rows)
+    return stalled / (stalled + sum(row.decode_s for row in rows))
+
+
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """By workload: every arm over k = 0, and the rules over the best fixed length."""
     found = {}
@@ -233,6 +246,8 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             "tokens_a_round": 1 + sum(r.accepted for r in auto) / sum(r.rounds for r in auto),
             "thinking_share": sum(r.thinking_s for r in auto) / sum(r.decode_s for r in auto),
             "thinking_us_a_round": 1e6 * sum(r.thinking_s for r in auto) / sum(r.rounds for r in auto),
+            "stalled_share": stalled_share(own),
+            "stalled_share_auto": stalled_share(auto),
         }
     return {"workloads": found, "aims": judge(found)}
 

@@ -4,6 +4,7 @@ Nothing here says anything about text: drafts are kept with the stated probabili
 change from text to text, or within one. For each text all arms run in random order; the controller keeps what it learns
 from one text of a workload to the next, and starts each workload anew, from a table of round times that is predicted
 and not measured. A time is that of the served engine, host included, from the first token of each text to the last.
+Rounds that take five times the median of their text are left out, in all arms: the machine was busy with other things.
 
 Since the probabilities are known, so is how many tokens a round of k drafts comes to in the mean: `expected` rates
 count those instead of the tokens that chance gave, over the times that were measured.
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 
@@ -81,7 +83,8 @@ def workloads(batched: int) -> list[Workload]:
 class Row:
     """One text (or a batch of them) by one arm; expected: tokens that its rounds come to in the mean.
 
-    thinking_s: what the host took to choose, within `seconds`; ks: rounds by draft length.
+    thinking_s: what the host took to choose, within `seconds`; ks: rounds by draft length; stalled_s: seconds of rounds
+    that the machine kept waiting (`common.without_stalls`), which are left out.
     """
 
     workload: str
@@ -94,6 +97,7 @@ class Row:
     expected: float
     rounds: int
     ks: dict[int, int]
+    stalled_s: float = 0.0
 
 
 @dataclass
@@ -163,17 +167,18 @@ class Stage:
         return Row(workload.name, text, arm, next(self.numbers), *self._timed(requests, parts, tokens))
 
     def _timed(self, requests: list[Request], parts: tuple[str, ...], tokens: int) -> tuple[Any, ...]:
-        """Seconds, thinking, tokens, expected tokens, rounds and their draft lengths, until a first text has ended."""
+        """All of a row that was measured, until a first text has ended."""
         synchronise()
         before, seen = sum(r.emitted for r in requests), [len(r.rounds) for r in requests]
-        thought, begun, now = self.pilot.seconds, time.perf_counter(), 0
+        thought, moments, now = self.pilot.seconds, [time.perf_counter()], 0
         while self.engine.busy and not any(r.finished for r in requests):
             at = min(requests[0].emitted * len(parts) // tokens, len(parts) - 1)
             if at != now:
                 now = at
                 self.kept.copy_(self.profiles[parts[now]])  # behind the rounds that are under way
             self.engine.step()
-        seconds, thought = time.perf_counter() - begun, self.pilot.seconds - thought
+            moments.append(time.perf_counter())
+        (seconds, stalled), thought = common.without_stalls(np.diff(moments)), self.pilot.seconds - thought
         written = sum(r.emitted for r in requests) - before
         done = [list(r.rounds)[start:] for r, start in zip(requests, seen, strict=True)]
         while self.engine.busy:
@@ -181,7 +186,8 @@ class Stage:
         lengths = [each.drafted for rounds in done for each in rounds]
         known = PROFILES[parts[0]] if len(parts) == 1 else None
         expected = sum(acceptance.expected_tokens(known, k) for k in lengths) if known else written
-        return seconds, thought, written, float(expected), len(done[0]), dict(Counter(r.drafted for r in done[0]))
+        ks = Counter(each.drafted for each in done[0])
+        return seconds, thought, written, float(expected), len(done[0]), dict(ks), stalled
 
     def prepare(self, workload: Workload) -> None:
         """Compiles and captures what the arms will need: first uses are not timed."""
@@ -227,6 +233,12 @@ def over(rows: list[Row], arm: str, other: str) -> dict[str, Any]:
     return {"ratio": rate(rows, arm) / rate(rows, other), "ci95": None if interval is None else interval.tolist()}
 
 
+def stalled_share(rows: list[Row]) -> float:
+    """Of the whole time, what was left out."""
+    stalled = sum(row.stalled_s for row in rows)
+    return stalled / (stalled + sum(row.seconds for row in rows))
+
+
 def of_each(rows: list[Row], fixed: Sequence[str]) -> float:
     """Tokens a second where each text, all of equal length, has the fixed draft length that serves it best."""
     served = [row for row in rows if row.arm in fixed]
@@ -253,6 +265,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             "best_over_plain": over(own, best, "k=0"),
             "drafts_a_round": sum(k * n for r in auto for k, n in r.ks.items()) / sum(r.rounds for r in auto),
             "thinking_share": sum(r.thinking_s for r in auto) / sum(r.seconds for r in auto),
+            "stalled_share": stalled_share(own), "stalled_share_auto": stalled_share(auto),
         }  # fmt: skip
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Record = dict[str, Any]
@@ -27,7 +27,7 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         columns = ("", "best fixed k", "auto (95%)", "heuristic", "threshold", "best k of each text",
                    "auto over k = 0", "thinking")  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
-        note = f"Same text in all arms: {same} of {len(found)} workloads."
+        note = f"Same text in all arms: {same} of {len(found)} workloads.{stalls(found.values())}"
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
 
     def on_gpu(record: Record) -> str:
@@ -40,7 +40,10 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         ]  # fmt: skip
         columns = ("", "", "best fixed k", "auto over it (95%)", "auto over k = 0", "heuristic",
                    "best k of each text", "drafts", "thinking")  # fmt: skip
-        return f"{table(columns, rows)}\n\nRandom weights, synthetic acceptance; tokens a second as expected of it."
+        note = stalls(w for found in record["sizes"].values() for w in found["summary"].values())
+        return (
+            f"{table(columns, rows)}\n\nRandom weights, synthetic acceptance; tokens a second as expected of it.{note}"
+        )
 
     return {
         "paceline-controller-cpu/1": (embedded, cpu_line),
@@ -48,6 +51,15 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         "paceline-controller-gpu/1": (on_gpu, gpu_line),
         "paceline-controller-gpu-embedded/1": (embedded, cpu_line),
     }
+
+
+def stalls(found: Iterable[Record]) -> str:
+    """How much was left out because the machine was busy with something else."""
+    shares = [(w["stalled_share"], w["stalled_share_auto"]) for w in found if w.get("stalled_share")]
+    if not shares:
+        return ""
+    each, auto = (max(share) for share in zip(*shares, strict=True))
+    return f" Rounds that stalled are left out: at most {each:.1%} of a workload's time, {auto:.1%} of auto's."
 
 
 def recorded_table(table: Callable[..., str], record: Record) -> str:

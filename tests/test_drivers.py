@@ -76,6 +76,12 @@ def test_every_arm_meets_every_prompt_and_all_orders_occur() -> None:
     assert len(set(islice(peer.arm_orders(0), 24))) == 24
 
 
+def test_rounds_that_stalled_are_left_out_and_no_others() -> None:
+    assert common.without_stalls([]) == (0.0, 0.0)
+    assert common.without_stalls([1.0, 2.5, 1.0, 4.0]) == (8.5, 0.0)
+    assert common.without_stalls([1.0, 1.0, 2.0, 60.0]) == (4.0, 60.0)
+
+
 def test_ratios_of_sums_and_tokens_a_round() -> None:
     rows = with_seconds(
         measured([1, 2, 3, 4, 5]), paceline=2.0, paceline_mtp=1.0, transformers=8.0, transformers_mtp=6.0
