@@ -171,11 +171,14 @@ class Stage:
         synchronise()
         before, seen = sum(r.emitted for r in requests), [len(r.rounds) for r in requests]
         thought, moments, now = self.pilot.seconds, [time.perf_counter()], 0
+        of_round = list[str]()  # the profile of each
         while self.engine.busy and not any(r.finished for r in requests):
             at = min(requests[0].emitted * len(parts) // tokens, len(parts) - 1)
             if at != now:
                 now = at
                 self.kept.copy_(self.profiles[parts[now]])  # behind the rounds that are under way
+            ahead = len(requests[0].rounds) - seen[0] + len(self.engine.pending) + 1 - len(of_round)
+            of_round += [parts[now]] * ahead
             self.engine.step()
             moments.append(time.perf_counter())
         (seconds, stalled), thought = common.without_stalls(np.diff(moments)), self.pilot.seconds - thought
@@ -183,9 +186,10 @@ class Stage:
         done = [list(r.rounds)[start:] for r, start in zip(requests, seen, strict=True)]
         while self.engine.busy:
             self.engine.step()
-        lengths = [each.drafted for rounds in done for each in rounds]
-        known = PROFILES[parts[0]] if len(parts) == 1 else None
-        expected = sum(acceptance.expected_tokens(known, k) for k in lengths) if known else written
+        expected = sum(
+            acceptance.expected_tokens(PROFILES[name], each.drafted)
+            for rounds in done for name, each in zip(of_round, rounds, strict=False)
+        )  # fmt: skip
         ks = Counter(each.drafted for each in done[0])
         return seconds, thought, written, float(expected), len(done[0]), dict(ks), stalled
 
