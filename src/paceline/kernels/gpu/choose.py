@@ -146,7 +146,7 @@ def _survey(
     place = row * tl.num_programs(0) + tile
     limit, _p, free = cuts(rows, row // q, source.V)
     if free:
-        best, column, _lead = noisiest(source, rows, row, row // q, tl.load(positions + row), tile * TILE, TILE)
+        best, column = noisiest(source, rows, row, row // q, tl.load(positions + row), tile * TILE, TILE)
         tl.store(survey.stats + 2 * place, best)
         tl.store(survey.stats + 2 * place + 1, column.to(tl.float64))
     else:
@@ -164,10 +164,7 @@ def _survey(
 
 @triton.jit
 def noisiest(source, rows, row, b, position, first, span):
-    """(greatest noisy score, its column, its lead) among columns first .. first + span - 1.
-
-    Ties take the lowest column.
-    """
+    """(greatest noisy score, its column) among columns first .. first + span - 1; ties take the lowest column."""
     lane = tl.arange(0, BLOCK)
     best, where = tl.full([BLOCK], float("-inf"), tl.float64), first + lane
     for start in range(0, span, BLOCK):
@@ -177,9 +174,7 @@ def noisiest(source, rows, row, b, position, first, span):
         where = tl.where(total > best, columns, where)
         best = tl.maximum(best, total)
     greatest = tl.max(best, 0)
-    column = tl.min(tl.where(best == greatest, where, LAST_COLUMN), 0)
-    second = tl.max(tl.where(where == column, float("-inf"), best), 0)
-    return greatest, column, lead_over(greatest, second)
+    return greatest, tl.min(tl.where(best == greatest, where, LAST_COLUMN), 0)
 
 
 @triton.jit
@@ -210,9 +205,9 @@ def _choose(
     b = row // q
     position = tl.load(positions + row)
     limit, p, free = cuts(rows, b, source.V)
-    held, whole = free, p * 0.0
+    held, whole, lead = free, p * 0.0, p * 0.0  # what is unknown is 0
     if free:
-        token, lead = _free_choice(source, rows, survey, row, b, position, tiles, TILES)
+        token = _free_choice(source, rows, survey, row, b, position, tiles, TILES)
     elif limit <= NARROW:
         at, count = _leaders(source, survey, lists, row, limit, tiles * COARSE, NARROW, WIDTH)
         token, held, lead = _draw(source, rows, row, b, position, at, count, p, whole, NARROW)
@@ -222,7 +217,7 @@ def _choose(
         at, count = _leaders(source, survey, lists, row, tl.minimum(limit, WIDEST), tiles * COARSE, WIDEST, WIDTH)
         token, held, lead = _draw(source, rows, row, b, position, at, count, p, whole, WIDEST)
     tl.store(out + row, token)
-    note_margin(source.margins, source.stride, row, tl.where(limit > 1, lead, 0.0))  # else of one leader, so unknown
+    note_margin(source.margins, source.stride, row, tl.where(limit > 1, lead, 0.0))
     if GENERAL:
         done = held & (limit == source.V) & (p < 1.0)
         tl.store(unsettled.open + row, ((limit > WIDEST) & (free == 0) & (done == 0)).to(tl.int32))
@@ -230,18 +225,17 @@ def _choose(
 
 @triton.jit
 def _free_choice(source, rows, survey, row, b, position, tiles, TILES: tl.constexpr):
-    """(the token with the greatest noisy score of all, by how much it leads)."""
+    """The token with the greatest noisy score of all."""
     if survey is None:
-        _best, column, lead = noisiest(source, rows, row, b, position, 0, source.V)
+        _best, column = noisiest(source, rows, row, b, position, 0, source.V)
     else:
         tile = tl.arange(0, TILES)
         at = survey.stats + 2 * (row * tiles + tile)
         total = tl.load(at, tile < tiles, other=float("-inf"))
         where = tl.load(at + 1, tile < tiles, other=0.0).to(tl.int32)
-        best = tl.max(total, 0)
-        column = tl.min(tl.where((total == best) & (tile < tiles), where, LAST_COLUMN), 0)
-        lead = lead_over(best, tl.max(tl.where(where == column, float("-inf"), total), 0))
-    return ids_at(source, row, column), lead
+        first = tl.where((total == tl.max(total, 0)) & (tile < tiles), where, LAST_COLUMN)
+        column = tl.min(first, 0)
+    return ids_at(source, row, column)
 
 
 @triton.jit
@@ -295,13 +289,14 @@ def _whole(survey, unsettled, row, wide, tiles, TILES: tl.constexpr):
 @triton.jit
 def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
     """(the token that leads with noise among the listed columns that top-p and min-p leave, whether all listed columns
-    held p of the mass, by how much the token leads).
+    held p of the mass, by how much the likeliest leads without noise).
 
     Top-p counts shares of `whole`, or where that is 0, of the mass of the `count` listed columns. Listed masses are
     added as integers: the cut does not depend on the order in which some kernel adds them.
     """
     columns = listed(at, count, K)
-    scores = scores_of(logits_at(source, row, columns), rows, b)
+    x = logits_at(source, row, columns)
+    scores = scores_of(x, rows, b)
     peak = tl.max(scores, 0)
     peak = tl.where(peak > float("-inf"), peak, 0.0)
     kept, held = tl.arange(0, K) < count, p >= 1.0
@@ -314,12 +309,18 @@ def _draw(source, rows, row, b, position, at, count, p, whole, K: tl.constexpr):
     total = noisy(scores, ids_at(source, row, columns), rows, b, position)
     total = tl.where(kept, total, float("-inf"))
     # Equal totals go to the likelier token, then to the lower column.
-    best = tl.max(total, 0)
-    lead = kept & (total == best)
+    lead = kept & (total == tl.max(total, 0))
     lead = lead & (scores == tl.max(tl.where(lead, scores, float("-inf")), 0))
-    column = tl.min(tl.where(lead, columns, LAST_COLUMN), 0)
-    second = tl.max(tl.where(columns == column, float("-inf"), total), 0)
-    return ids_at(source, row, column), held, lead_over(best, second)
+    token = ids_at(source, row, tl.min(tl.where(lead, columns, LAST_COLUMN), 0))
+    return token, held, _lead_of_two(x, columns).to(tl.float64)
+
+
+@triton.jit
+def _lead_of_two(x, columns):
+    """How far the greatest of the listed logits is above the next."""
+    first = tl.max(x, 0)
+    column = tl.min(tl.where(x == first, columns, LAST_COLUMN), 0)
+    return lead_over(first, tl.max(tl.where(columns == column, float("-inf"), x), 0))
 
 
 @triton.jit

@@ -122,9 +122,9 @@ def ids_at(source, row, columns):
 
 @triton.jit
 def note_margin(margins, stride, row, margin):
-    """Writes by how much a row's choice led, in 1 / MARGIN_UNIT of a logit, if anybody wants to know.
+    """Writes by how much a row's likeliest column leads, in 1 / MARGIN_UNIT of a logit, if anybody wants to know.
 
-    Of what the choice was made among in the end: of the best of each tile, mostly. Never more than 64.
+    Never more than 64; 0 where that is not known, because a row's choice does not come down to its leaders.
     """
     if margins is not None:
         margin = tl.where(margin <= _MOST, margin, _MOST)
