@@ -96,15 +96,6 @@ def test_nothing_makes_a_round_faster_than_it_is() -> None:
     assert fast.ms(0, context=100) < 8.0
 
 
-def test_rounds_that_now_and_then_wait_for_the_host_do_not_look_dear() -> None:
-    """One in ten takes half as long again, at one length only; in the mean it would be a twentieth dearer."""
-    table = CostTable(LINE)
-    for turn in range(600):
-        k = turn % 2
-        table.observe(k, 10.0 + k if turn % 20 else 14.9, context=100)
-    assert table.ms(0, context=100) / table.ms(1, context=100) == pytest.approx(10 / 11, rel=0.025)
-
-
 def test_a_batch_that_is_new_starts_from_how_fast_the_machine_was_in_the_last() -> None:
     table = CostTable(FULL)
     for _ in range(20):

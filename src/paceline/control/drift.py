@@ -24,8 +24,6 @@ NOISE = 0.03  # of each round
 WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds to the machine's, and to one length's own
 # A round slower by more is a stall, unless no more was known; nothing makes one faster than it is.
 MOST = math.log(1.5)
-CLIP = 2.0  # standard deviations that a round is believed to be slower by, at most
-SURPRISE = 0.01**2  # variance that such a one adds to its length's own: many of them are no chance
 STALLED = 0.09  # of such a one, cut down to MOST, is believed
 DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
 
@@ -59,11 +57,6 @@ def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
         offsets += STALLED * MOST
         covariance += DOUBTED
         return False
-    most = CLIP * math.sqrt(total)
-    if off > most:
-        off = most
-        covariance[k, k] += SURPRISE
-        total += SURPRISE
     along = covariance[k].copy()
     for i in range(count):
         offsets[i] += along[i] / total * off
