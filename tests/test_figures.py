@@ -60,14 +60,15 @@ EXPECTED = {
     "paceline-memory/1": "| bf16, page cache warm | 2.00 GB | 1.0 MB | 1.04 | 3.0 s | 0.70 GB/s |",
     "paceline-controller-cpu/1": "| chat | k=3 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) |",
     "paceline-controller-sim/1": "| all | 24 | k=1 | 1.07x | 1.08x | 1.06x | 1.46x |",
-    "paceline-controller-gpu/1": "| 31B | chat | k=8 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) | 1.10x",
+    "paceline-controller-gpu/1": "| 31B | chat | k=8 | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) | 1.10x (1.00 to 1.20) | 1.25x",
     "paceline-rows/1": "| a, 1 row | 12 (50%) | 12 (50%) |",
     "paceline-near-ties/1": "| 0.25 nats | 3.1% | 2 of 3 |",
 }
 
 
-CHAT = {"best": "k=8", "over_best": OVER["auto"], "over_plain": OVER["auto"], "best_over_plain": OVER["auto"],
-        "drafts_a_round": 7.5, "thinking_share": 0.004}  # fmt: skip
+CHAT = {"best": "k=8", "over_best": OVER["auto"], "over_plain": OVER["auto"], "heuristic": OVER["auto"],
+        "best_of_each": 1.25, "drafts_a_round": 7.5, "thinking_share": 0.004, "stalled_share": 0.01,
+        "stalled_share_auto": 0.02}  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {  # what lies beside the summary
     "paceline-controller-gpu/1": {"sizes": {"31b": {"summary": {"chat": CHAT}, "aims": {"one": {"reached": True}}}}},
 }
@@ -91,6 +92,7 @@ def test_a_result_is_filled_in_and_named(schema: str, tmp_path: Path) -> None:
     assert EXPECTED[schema] in filled
     assert "CPU only" in filled or files.machine()["gpu"]
     assert "synthetic: made up" in filled
+    assert ("at most 1.0% of a workload's time, 2.0% of auto's" in filled) is (schema == "paceline-controller-gpu/1")
     assert "`benchmarks/results/some_result.json`" in filled
     assert "stale figure" not in filled
     assert "\n" not in filled.split("<!-- figures:some_result.line -->")[1]
