@@ -198,7 +198,8 @@ class LLM:
         """Runs a few tokens of every kind, so that no later request waits for kernels to be compiled.
 
         Nor does one wait for a garbage collection that walks through all that is there by then (`gc.freeze`): beside
-        the modules of PyTorch, that takes as long as hundreds of rounds of a small model.
+        the modules of PyTorch, that takes as long as hundreds of rounds of a small model. For processes that keep their
+        model: of what is there by then, cycles are never freed.
         """
         if isinstance(self.engine, Engine):
             self.engine.target.ops.prepare()
