@@ -59,7 +59,7 @@ class Plan:
 
 
 class MockServer:
-    """Serves a plan. asked: requests for texts so far; bodies: what they said; took_s: how long whole answers took."""
+    """Serves a plan. asked: requests for texts so far; bodies: what they said; took_s: until their last tokens."""
 
     def __init__(self, plan: Plan, port: int = 0) -> None:
         self.plan, self.port = plan, port
@@ -180,13 +180,14 @@ class MockServer:
                 _chunk(writer, 'data: {"choices": [{"del\n\n')
             if start and plan.hit("stall", number):
                 await asyncio.sleep(3600)
+            took_s = time.perf_counter() - begin
             self._event(writer, asked, words[start : start + plan.events])
             await writer.drain()
         if plan.hit("truncate", number):
             writer.write(b"0\r\n\r\n")
             return
+        self.took_s.append(took_s)
         self._end(writer, asked, len(words), number)
-        self.took_s.append(time.perf_counter() - begin)
 
     def _count(self, tokens: int) -> None:
         """Rounds for so many tokens; every round drafts k, as vLLM counts them."""

@@ -50,10 +50,11 @@ def test_times_and_acceptance_are_those_of_the_servers(tmp_path: Path) -> None:
     with MockServer(Plan(**times)) as off, MockServer(Plan(drafts=True, speedup=4.0, accept=0.6, **times)) as on:
         stored = bench(tmp_path / "r.json", contest(off, on), 10)
     summary, rows = stored["summary"], stored["measurements"]
-    # The servers say how long each text took, after a look and a warm-up: none was timed shorter.
+    # The servers say how long each text took until they sent its end, after a look and a warm-up: none was timed
+    # shorter, on however busy a machine.
     took = {"off": iter(off.took_s[2:]), "on": iter(on.took_s[2:])}
     more = [row["seconds"] - next(took[row["arm"].removesuffix("2")]) for row in rows]
-    assert min(more) > -0.001
+    assert min(more) > 0
     assert min(row["ttft_s"] for row in rows if row["arm"] == "off") >= 0.05
     assert summary["tpot_s"]["off"]["median"] >= 0.9 * 0.004
     assert summary["acceptance_length"] == pytest.approx(1 + 0.6 + 0.36 + 0.216 + 0.1296, rel=0.25)
