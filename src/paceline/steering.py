@@ -35,7 +35,11 @@ class Asked:
 
 
 class Steered:
-    """What a policy chooses, on times by the engine's clock."""
+    """What a policy chooses, on times by the engine's clock.
+
+    The round behind a prompt is not timed: its first draft step pays for what the prompt swept from the caches, which
+    says nothing of the rounds that follow.
+    """
 
     longest = LONGEST
 
@@ -43,7 +47,7 @@ class Steered:
         self, policy: Policy, drafter: Drafter, request: str, kind: str, clock: Callable[[], float]
     ) -> None:  # fmt: skip
         self.policy, self.request, self.kind, self.clock = policy, request, kind, clock
-        self.turns = Turns(policy)
+        self.turns, self.first = Turns(policy), True
         self.listens = drafter if isinstance(drafter, MtpDraft) else None
 
     def before(self, length: int, room: int) -> int:
@@ -59,10 +63,11 @@ class Steered:
 
     def after(self, done: Round) -> None:
         """The round is over."""
-        turns = self.turns
+        turns, first = self.turns, self.first
+        self.first = False
         if not turns.over(done.drafted, done.accepted):
             return
-        ms = 1e3 * (self.clock() - self.begun)
+        ms = 0.0 if first else 1e3 * (self.clock() - self.begun)
         k, heard = done.drafted, self.listens.confidences if self.listens else ()
         unmade = heard[k] if len(heard) > k else None
         self.policy.observe(

@@ -43,8 +43,7 @@ SCORED_ALONE, TIMED_ALONE = 2 * THINK_EVERY, 16
 # But the first rounds that draft, of all and of each of the first texts, are of one choice each; and of these an heir
 # has had some.
 SLOW_START, SETTLED, TEXTS, HEIR = 16, 2, 8, 8
-GAIN_ROUNDS = 24.0  # memory of what ending drafts early brings, and how much of it is believed
-GAIN_LEAST, GAIN_MOST = 0.7, 1.5
+DOUBT = 0.5  # of what a guess must promise is enough to keep it: of those dropped nobody learns what they were worth
 BATCH = "\0batch"  # the name that batches are parked under
 
 
@@ -66,7 +65,6 @@ class Auto:
         self.before, self.scoring, self.timing = 0, True, False
         self.stop: Stop | None = None
         self.plan, self.patience = REST, 1
-        self.won = self.promised = GAIN_ROUNDS
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
         self.names: list[str] = []
@@ -165,8 +163,8 @@ class Auto:
         self._time(one, plan, known)
         if plan is not REST:
             self.news += 2 * sum(not served.accepted for served in batch) >= len(batch)
-        if view and known and self.scoring:
-            self._score(plan, view, batch)
+        if view and known and self.scoring and plan.guard:
+            self._score(plan.guard, plan, view, batch)
         for served in batch:
             if served.tries:
                 self.acceptance.hear(served.request, served.tries, served.hits)
@@ -182,10 +180,14 @@ class Auto:
 
     def _time(self, one: Served, plan: Plan, known: float | None) -> None:
         """A round took one.ms, of which so many were `known` beforehand."""
+        if not one.ms:
+            return
         if plan.probing and known:
-            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not.
-            ms = min(one.ms, 3 * known) or known  # a stall is no news, and 0 is not known
-            self.probe_ms += (ms - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+            # After rounds without drafts it pays for fetching the drafter's code anew, which further ones would not:
+            # they take that long at most.
+            self.probe_ms += (min(one.ms, 3 * known) - self.probe_ms) * (PROBE_WEIGHT if self.probe_ms else 1.0)
+            if one.ms < known:
+                self.table.observe(one.k, one.ms, one.batch, one.context)
         elif one.unmade is not None and known:
             self.table.observe_step(one.ms - known)
         elif one.k <= self.table.k_max and not self._familiar(plan):
@@ -218,7 +220,7 @@ class Auto:
 
     def _own(self, parking: Parking, view: View) -> int:
         """The choice without the guard."""
-        gain = view.pace * self._bonus() * view.times[0]
+        gain = view.pace * view.times[0]
         parked = gain < (LEAVE if parking.parked else PARK)
         if parking.parked and not parked:
             parking.heard = 0
@@ -248,10 +250,10 @@ class Auto:
     def _listening(self, view: View) -> int:
         """All k, ended by a stop at the pace of this request. Now and then nothing is dropped, to learn of it."""
         self.drafting += 1
-        pace, times = view.pace * self._bonus(), view.times
+        pace, times = view.pace, view.times
         more = (times[-1] - times[1]) / (self.k_max - 1) if self.k_max > 1 else times[1] - times[0]
         row = max(more - self.table.step_ms, more / 5)
-        keep = pace * row if self.drafting % DEEPER_EVERY else 0.0
+        keep = DOUBT * pace * row if self.drafting % DEEPER_EVERY else 0.0
         go = min(0.95, pace * more / view.law[min(1, self.k_max - 1)])
         self.stop = self.reading.stop(min(keep, go), go)
         self.say = lambda: (
@@ -296,8 +298,8 @@ class Auto:
 
     # ---- after a round ----------------------------------------------------------------------------------------------
 
-    def _score(self, plan: Plan, view: View, batch: Sequence[Served]) -> None:
-        """What the round says of the guard's arms and of ending drafts early."""
+    def _score(self, guard: Guard, plan: Plan, view: View, batch: Sequence[Served]) -> None:
+        """What the round says of the guard's arms."""
         saved, stop = 0.0, plan.stop
         for served in batch:
             own, steps = min(plan.k, self.k_max), min(plan.k, self.k_max)
@@ -307,26 +309,9 @@ class Auto:
             elif stop:
                 own, steps = stop.length(heard, own)
             own_ms = view.times[own] + (steps - own) * self.table.step_ms
-            if plan.guard:
-                beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
-                saved += plan.guard.score(served, own, own_ms, beyond)
-            if stop:
-                self._reap(stop, heard[:own], view.pace * own_ms)
-        if plan.guard:
-            plan.guard.observe(saved / len(batch))
-
-    def _reap(self, stop: Stop, heard: Sequence[float], promised: float) -> None:
-        """A draft that ended where `stop` said came to so many tokens, where its time promised others."""
-        whole, tokens = 1.0, 1.0
-        for j, confidence in enumerate(heard):
-            whole *= stop.chance(j, confidence)
-            tokens += whole
-        self.won += tokens - self.won / GAIN_ROUNDS
-        self.promised += promised - self.promised / GAIN_ROUNDS
-
-    def _bonus(self) -> float:
-        """What ending drafts early multiplies the pace of the best k by."""
-        return min(max(self.won / self.promised, GAIN_LEAST), GAIN_MOST) if self.listens else 1.0
+            beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
+            saved += guard.score(served, own, own_ms, beyond)
+        guard.observe(saved / len(batch))
 
     def _parking(self, request: str) -> Parking:
         found = self.parking.get(request)

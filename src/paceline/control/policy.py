@@ -29,9 +29,9 @@ class State(NamedTuple):
 class Served(NamedTuple):
     """A finished round: k drafts, of which `accepted` were kept, and the drafter's margins or confidences, [k] each.
 
-    Either may be empty where the drafter does not tell. ms: how long it took. unmade: the confidence of one guess more,
-    which the round's `Stop` dropped. Of the rounds before that nothing was told of, `tries` drafted, and in `hits` of
-    these the first draft was kept.
+    Either may be empty where the drafter does not tell. ms: how long it took, 0 where that is not known. unmade: the
+    confidence of one guess more, which the round's `Stop` dropped. Of the rounds before that nothing was told of,
+    `tries` drafted, and in `hits` of these the first draft was kept.
     """
 
     request: str
