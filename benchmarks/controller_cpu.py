@@ -5,6 +5,8 @@ what it learns from one prompt of a workload to the next, and starts each worklo
 from the first token to the last, the controller's own thinking included. The best fixed length is the best in
 hindsight, on the same timings.
 
+Ratios are also given at the usual time of each round (see `usual_rounds.py`), which a busy machine disturbs less.
+
     python benchmarks/controller_cpu.py
 """
 
@@ -14,11 +16,13 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import common
 import numpy as np
+from usual_rounds import Timed as TimedRound
+from usual_rounds import Watch, usual_seconds
 
 from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.record import check_writable
@@ -57,7 +61,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text by one arm; thinking_s is what its policy took of decode_s, stalled_s what was left out of that."""
+    """One text by one arm; thinking_s is what its policy took of decode_s, stalled_s what was left out of that.
+
+    usual_s: at the usual time of each of its rounds, and thinking_s; 0 where rounds were not watched.
+    """
 
     workload: str
     prompt_id: str
@@ -72,6 +79,7 @@ class Row:
     accepted: int
     text: int
     stalled_s: float = 0.0
+    usual_s: float = 0.0
 
 
 class Wrong(MtpDraft):
@@ -137,11 +145,15 @@ class Stage:
     """The engine, and its arms on one workload."""
 
     arms: tuple[str, ...] = ARMS
+    watch: Watch | None = None
+    rounds: Sequence[TimedRound] = ()  # of the last text, where they are watched
 
     def __init__(self, llm: LLM, engine: Engine, table: CostTable, max_tokens: int) -> None:
         self.llm, self.engine, self.clock, self.max_tokens = llm, engine, engine.clock, max_tokens
         assert isinstance(engine.drafter, MtpDraft)
-        self.drafters = {False: engine.drafter, True: Wrong(engine.drafter)}
+        self.watch, self.rounds = Watch(engine.clock), list[TimedRound]()
+        wrong = self.watch.over(Wrong(engine.drafter))
+        self.drafters = {False: self.watch.over(engine.drafter), True: wrong}
         self.table = table
 
     def policies(self) -> Mapping[str, Any]:
@@ -172,6 +184,8 @@ class Stage:
             ids.append(event.token_id)
             at.append(self.clock())
         (taken, stalled), s = self.sum_up(at), stream.completion().stats
+        if self.watch:
+            self.rounds = self.watch.rounds(at)
         return Row(workload, task.prompt.id, task.temperature, arm, order, taken, policy.seconds - before,
                    len(ids) + 1, s.rounds, sum(s.drafted), sum(s.accepted), hash(tuple(ids)), stalled)  # fmt: skip
 
@@ -187,26 +201,30 @@ def measure(stage: Stage, tasks: dict[str, list[Task]], seed: int) -> Iterator[R
         policies = stage.policies()
         for arm in stage.arms:
             stage.write(own[0], arm, stage.policies(), workload, -1)  # first touches are not timed
+        rows, rounds = list[Row](), list[tuple[str, Sequence[TimedRound]]]()
         for task in own:
             for arm in chance.sample(stage.arms, len(stage.arms)):
-                yield stage.write(task, arm, policies, workload, next(numbers))
+                rows.append(stage.write(task, arm, policies, workload, next(numbers)))
+                rounds.append((arm, stage.rounds))
+        for row, usual_s in zip(rows, usual_seconds(rounds), strict=True):
+            yield replace(row, usual_s=usual_s + row.thinking_s) if usual_s else row
 
 
 # ---- what the timings say -------------------------------------------------------------------------------------------
 
 
-def seconds(rows: list[Row], arm: str) -> dict[str, float]:
-    """Decoding seconds of an arm by prompt."""
+def seconds(rows: list[Row], arm: str, what: str = "decode_s") -> dict[str, float]:
+    """Decoding seconds of an arm by prompt, as they were or the usual ones."""
     total: dict[str, float] = {}
     for row in rows:
         if row.arm == arm:
-            total[row.prompt_id] = total.get(row.prompt_id, 0.0) + row.decode_s
+            total[row.prompt_id] = total.get(row.prompt_id, 0.0) + getattr(row, what)
     return total
 
 
-def speed(rows: list[Row], arm: str, over: str) -> dict[str, Any]:
+def speed(rows: list[Row], arm: str, over: str, what: str = "decode_s") -> dict[str, Any]:
     """Speed of one arm over that of another, with a 95% interval clustered by prompt."""
-    own, other = seconds(rows, arm), seconds(rows, over)
+    own, other = seconds(rows, arm, what), seconds(rows, over, what)
     slow, fast = (np.array([side[name] for name in own]) for side in (other, own))
     interval = ratio_interval(slow, fast)
     return {"ratio": float(slow.sum() / fast.sum()), "ci95": None if interval is None else interval.tolist()}
@@ -248,8 +266,21 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             "thinking_us_a_round": 1e6 * sum(r.thinking_s for r in auto) / sum(r.rounds for r in auto),
             "stalled_share": stalled_share(own),
             "stalled_share_auto": stalled_share(auto),
+            "usual": usual(own, fixed, rules) if all(row.usual_s for row in own) else None,
         }
-    return {"workloads": found, "aims": judge(found)}
+    return {"workloads": found, "aims": judge(found), "aims_usual": judge(usual_only(found))}
+
+
+def usual(rows: list[Row], fixed: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
+    """Speeds at the usual time of each round: of every arm over k = 0, and of the rules over the best fixed length."""
+    plain = {arm: speed(rows, arm, "k=0", "usual_s") for arm in (*fixed, *rules)}
+    best = max(fixed, key=lambda arm: plain[arm]["ratio"])
+    return {"best": best, "over_plain": plain, "over_best": {arm: speed(rows, arm, best, "usual_s") for arm in rules}}
+
+
+def usual_only(found: dict[str, Any]) -> dict[str, Any]:
+    """A summary's workloads by the usual time of their rounds, where these were watched."""
+    return {name: {**w, **w["usual"]} for name, w in found.items() if w["usual"]}
 
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +293,7 @@ def judge(found: dict[str, Any]) -> dict[str, Any]:
         name = min(ratios, key=lambda n: ratios[n]["ratio"])
         return {"workload": name, **ratios[name], "aim": aim, "reached": ratios[name]["ratio"] >= aim}
 
-    share = max(found[name]["thinking_share"] for name in found)
+    share = max((found[name]["thinking_share"] for name in found), default=0.0)
     aims = {
         "stationary, over the best k": worst(STATIONARY, "over_best", 0.98),
         "mixed, over the best k": worst(("mixed",), "over_best", 1.05),
@@ -278,14 +309,14 @@ def show(summary: dict[str, Any]) -> None:
     def text(speed: dict[str, Any]) -> str:
         return common.ratio_text(speed["ratio"], speed["ci95"])
 
-    lines = [
-        [name, w["best"], *(text(w["over_best"][arm]) for arm in RULES), text(w["over_plain"]["auto"]),
-         f"{w['drafts_a_round']:.1f}", f"{w['thinking_share']:.1%} ({w['thinking_us_a_round']:.0f} us)"]
-        for name, w in summary["workloads"].items()
-    ]  # fmt: skip
-    common.show(
-        "speed over the best fixed k", ["workload", "best", *RULES, "auto over k = 0", "drafts", "thinking"], lines
-    )
+    for what, found in (("", summary["workloads"]), ("usual ", usual_only(summary["workloads"]))):
+        lines = [
+            [name, w["best"], *(text(w["over_best"][arm]) for arm in RULES), text(w["over_plain"]["auto"]),
+             f"{w['drafts_a_round']:.1f}", f"{w['thinking_share']:.1%} ({w['thinking_us_a_round']:.0f} us)"]
+            for name, w in found.items()
+        ]  # fmt: skip
+        columns = ["workload", "best", *RULES, "auto over k = 0", "drafts", "thinking"]
+        common.show(f"{what}speed over the best fixed k", columns, lines)
 
 
 def main() -> None:

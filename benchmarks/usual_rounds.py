@@ -1,0 +1,73 @@
+"""What a text takes at the usual time of each of its rounds, so that a machine's slow spells fall on no arm.
+
+On a shared machine the same text takes a fifth longer at one moment than at another, which needs thousands of texts to
+average out. The median of what an arm's rounds of one kind take over a whole workload does not mind: rounds are of one
+kind where they hand out as many drafts after as many steps, and come alike after a prompt, after a round without
+drafts, or after one with.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+from paceline.drafters import MtpDraft
+
+
+class Kind(NamedTuple):
+    """drafted: guesses handed out; steps: of the drafter; after: "prompt", "plain" or "drafts"."""
+
+    drafted: int
+    steps: int
+    after: str
+
+
+class Timed(NamedTuple):
+    """A round, in seconds."""
+
+    kind: Kind
+    seconds: float
+
+
+class Watch:
+    """Notes when the rounds of a text begin and what they draft."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.begun = list[tuple[float, int, int]]()
+
+    def over(self, drafter: MtpDraft) -> MtpDraft:
+        """The same drafter, watched."""
+        propose = drafter.propose
+
+        def watched(k: int) -> list[int]:
+            at = self.clock()
+            draft = propose(k)
+            self.begun.append((at, len(draft), max(len(draft), len(drafter.confidences) if k else 0)))
+            return draft
+
+        drafter.propose = watched  # type: ignore[method-assign]
+        return drafter
+
+    def rounds(self, at: Sequence[float]) -> list[Timed]:
+        """Those of a text whose tokens came at these moments, each a round where no drafter was asked. Forgets them."""
+        begun, self.begun = self.begun or [(moment, 0, 0) for moment in at[:-1]], []
+        found, after = list[Timed](), "prompt"
+        for (start, drafted, steps), (end, *_) in pairwise([*begun, (at[-1], 0, 0)]):
+            found.append(Timed(Kind(drafted, steps, after), end - start))
+            after = "drafts" if steps else "plain"
+        return found
+
+
+def usual_seconds(texts: Iterable[tuple[str, Sequence[Timed]]]) -> list[float]:
+    """Of each text, (arm, its rounds): what these take in the median of the arm's rounds of their kind."""
+    texts = list(texts)
+    taken = defaultdict[tuple[str, Kind], list[float]](list)
+    for arm, rounds in texts:
+        for one in rounds:
+            taken[arm, one.kind].append(one.seconds)
+    typical = {key: median(seconds) for key, seconds in taken.items()}
+    return [sum(typical[arm, one.kind] for one in rounds) for arm, rounds in texts]
