@@ -44,6 +44,7 @@ SCORED_ALONE, TIMED_ALONE = 2 * THINK_EVERY, 16
 # has had some.
 SLOW_START, SETTLED, TEXTS, HEIR = 16, 2, 8, 8
 DOUBT = 0.5  # of what a guess must promise is enough to keep it: of those dropped nobody learns what they were worth
+GAIN_ROUNDS, GAIN_MOST = 24.0, 1.5  # memory of what ending drafts early brings, and how much of it is believed
 BATCH = "\0batch"  # the name that batches are parked under
 
 
@@ -65,6 +66,7 @@ class Auto:
         self.before, self.scoring, self.timing = 0, True, False
         self.stop: Stop | None = None
         self.plan, self.patience = REST, 1
+        self.won = self.promised = GAIN_ROUNDS
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
         self.names: list[str] = []
@@ -220,7 +222,7 @@ class Auto:
 
     def _own(self, parking: Parking, view: View) -> int:
         """The choice without the guard."""
-        gain = view.pace * view.times[0]
+        gain = view.pace * self._bonus() * view.times[0]
         parked = gain < (LEAVE if parking.parked else PARK)
         if parking.parked and not parked:
             parking.heard = 0
@@ -250,7 +252,7 @@ class Auto:
     def _listening(self, view: View) -> int:
         """All k, ended by a stop at the pace of this request. Now and then nothing is dropped, to learn of it."""
         self.drafting += 1
-        pace, times = view.pace, view.times
+        pace, times = view.pace * self._bonus(), view.times
         more = (times[-1] - times[1]) / (self.k_max - 1) if self.k_max > 1 else times[1] - times[0]
         row = max(more - self.table.step_ms, more / 5)
         keep = DOUBT * pace * row if self.drafting % DEEPER_EVERY else 0.0
@@ -299,7 +301,7 @@ class Auto:
     # ---- after a round ----------------------------------------------------------------------------------------------
 
     def _score(self, guard: Guard, plan: Plan, view: View, batch: Sequence[Served]) -> None:
-        """What the round says of the guard's arms."""
+        """What the round says of the guard's arms and of ending drafts early."""
         saved, stop = 0.0, plan.stop
         for served in batch:
             own, steps = min(plan.k, self.k_max), min(plan.k, self.k_max)
@@ -311,7 +313,25 @@ class Auto:
             own_ms = view.times[own] + (steps - own) * self.table.step_ms
             beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
             saved += guard.score(served, own, own_ms, beyond)
+            if stop:
+                self._reap(stop, heard[:own], view.pace * own_ms)
         guard.observe(saved / len(batch))
+
+    def _reap(self, stop: Stop, heard: Sequence[float], promised: float) -> None:
+        """A draft that ended where `stop` said came to so many tokens, where its time promised others."""
+        whole, tokens = 1.0, 1.0
+        for j, confidence in enumerate(heard):
+            whole *= stop.chance(j, confidence)
+            tokens += whole
+        self.won += tokens - self.won / GAIN_ROUNDS
+        self.promised += promised - self.promised / GAIN_ROUNDS
+
+    def _bonus(self) -> float:
+        """What ending drafts early multiplies the pace of the best k by: never less than 1, which that k itself has.
+
+        Before a text is known its rounds come to less than they promise, and a parked one would never learn better.
+        """
+        return min(max(self.won / self.promised, 1.0), GAIN_MOST) if self.listens else 1.0
 
     def _parking(self, request: str) -> Parking:
         found = self.parking.get(request)

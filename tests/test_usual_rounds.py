@@ -1,0 +1,41 @@
+"""What texts take at the usual time of their rounds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from usual_rounds import Kind, Timed, Watch, usual_seconds
+
+
+class Clock:
+    """Moments that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_rounds_are_told_apart_by_what_they_draft_and_by_what_came_before() -> None:
+    clock, drafter = Clock(), SimpleNamespace(confidences=[], propose=lambda k: [7] * min(k, 2))
+    watch = Watch(clock)
+    found: Any = watch.over(drafter)  # type: ignore[arg-type]
+    for at, k, heard in ((0.0, 2, []), (1.0, 0, [0.5]), (3.0, 3, [0.9, 0.8, 0.1])):
+        clock.now, drafter.confidences = at, heard
+        assert found.propose(k) == [7] * min(k, 2)
+    assert watch.rounds([0.1, 6.0]) == [
+        (Kind(2, 2, "prompt"), 1.0), (Kind(0, 0, "drafts"), 2.0), (Kind(2, 3, "plain"), 3.0)
+    ]  # fmt: skip
+    # Of a text without a drafter each token is a round; and the last text's rounds are forgotten.
+    assert [one.kind.after for one in watch.rounds([0.0, 1.0, 2.0])] == ["prompt", "plain"]
+
+
+def test_a_slow_spell_falls_on_nobody_but_a_slow_kind_does() -> None:
+    plain, draft = Kind(0, 0, "plain"), Kind(1, 1, "drafts")
+    calm = [Timed(plain, 1.0), Timed(draft, 1.5)]
+    spell = [Timed(plain, 9.0), Timed(draft, 9.0)]
+    texts = [("a", calm), ("a", spell), ("a", calm), ("b", [Timed(plain, 2.0)] * 2), ("b", [])]
+    assert usual_seconds(texts) == pytest.approx([2.5, 2.5, 2.5, 4.0, 0.0])
