@@ -5,7 +5,7 @@ what it learns from one prompt of a workload to the next, and starts each worklo
 from the first token to the last, the controller's own thinking included. The best fixed length is the best in
 hindsight, on the same timings.
 
-Ratios are also given at the usual time of each round (see `usual_rounds.py`), which a busy machine disturbs less.
+Ratios are also given with calm rounds (see `calm_rounds.py`), which say more on a machine that is shared.
 
     python benchmarks/controller_cpu.py
 """
@@ -21,8 +21,8 @@ from typing import Any
 
 import common
 import numpy as np
-from usual_rounds import Timed as TimedRound
-from usual_rounds import Watch, usual_seconds
+from calm_rounds import Timed as TimedRound
+from calm_rounds import Watch, calm_seconds
 
 from paceline.bench.prompts import BenchPrompt, load_prompts, sample
 from paceline.bench.record import check_writable
@@ -63,7 +63,7 @@ class Task:
 class Row:
     """One text by one arm; thinking_s is what its policy took of decode_s, stalled_s what was left out of that.
 
-    usual_s: at the usual time of each of its rounds, and thinking_s; 0 where rounds were not watched.
+    calm_s: with calm rounds, and thinking_s; 0 where rounds were not watched.
     """
 
     workload: str
@@ -79,7 +79,7 @@ class Row:
     accepted: int
     text: int
     stalled_s: float = 0.0
-    usual_s: float = 0.0
+    calm_s: float = 0.0
 
 
 class Wrong(MtpDraft):
@@ -206,15 +206,15 @@ def measure(stage: Stage, tasks: dict[str, list[Task]], seed: int) -> Iterator[R
             for arm in chance.sample(stage.arms, len(stage.arms)):
                 rows.append(stage.write(task, arm, policies, workload, next(numbers)))
                 rounds.append((arm, stage.rounds))
-        for row, usual_s in zip(rows, usual_seconds(rounds), strict=True):
-            yield replace(row, usual_s=usual_s + row.thinking_s) if usual_s else row
+        for row, calm_s in zip(rows, calm_seconds(rounds), strict=True):
+            yield replace(row, calm_s=calm_s + row.thinking_s) if calm_s else row
 
 
 # ---- what the timings say -------------------------------------------------------------------------------------------
 
 
 def seconds(rows: list[Row], arm: str, what: str = "decode_s") -> dict[str, float]:
-    """Decoding seconds of an arm by prompt, as they were or the usual ones."""
+    """Decoding seconds of an arm by prompt, as they were or with calm rounds."""
     total: dict[str, float] = {}
     for row in rows:
         if row.arm == arm:
@@ -266,21 +266,21 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             "thinking_us_a_round": 1e6 * sum(r.thinking_s for r in auto) / sum(r.rounds for r in auto),
             "stalled_share": stalled_share(own),
             "stalled_share_auto": stalled_share(auto),
-            "usual": usual(own, fixed, rules) if all(row.usual_s for row in own) else None,
+            "calm": calm(own, fixed, rules) if all(row.calm_s for row in own) else None,
         }
-    return {"workloads": found, "aims": judge(found), "aims_usual": judge(usual_only(found))}
+    return {"workloads": found, "aims": judge(found), "aims_calm": judge(calm_only(found))}
 
 
-def usual(rows: list[Row], fixed: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
-    """Speeds at the usual time of each round: of every arm over k = 0, and of the rules over the best fixed length."""
-    plain = {arm: speed(rows, arm, "k=0", "usual_s") for arm in (*fixed, *rules)}
+def calm(rows: list[Row], fixed: Sequence[str], rules: Sequence[str]) -> dict[str, Any]:
+    """Speeds with calm rounds: of every arm over k = 0, and of the rules over the best fixed length."""
+    plain = {arm: speed(rows, arm, "k=0", "calm_s") for arm in (*fixed, *rules)}
     best = max(fixed, key=lambda arm: plain[arm]["ratio"])
-    return {"best": best, "over_plain": plain, "over_best": {arm: speed(rows, arm, best, "usual_s") for arm in rules}}
+    return {"best": best, "over_plain": plain, "over_best": {arm: speed(rows, arm, best, "calm_s") for arm in rules}}
 
 
-def usual_only(found: dict[str, Any]) -> dict[str, Any]:
-    """A summary's workloads by the usual time of their rounds, where these were watched."""
-    return {name: {**w, **w["usual"]} for name, w in found.items() if w["usual"]}
+def calm_only(found: dict[str, Any]) -> dict[str, Any]:
+    """A summary's workloads with calm rounds, where these were watched."""
+    return {name: {**w, **w["calm"]} for name, w in found.items() if w["calm"]}
 
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def show(summary: dict[str, Any]) -> None:
     def text(speed: dict[str, Any]) -> str:
         return common.ratio_text(speed["ratio"], speed["ci95"])
 
-    for what, found in (("", summary["workloads"]), ("usual ", usual_only(summary["workloads"]))):
+    for what, found in (("", summary["workloads"]), ("calm ", calm_only(summary["workloads"]))):
         lines = [
             [name, w["best"], *(text(w["over_best"][arm]) for arm in RULES), text(w["over_plain"]["auto"]),
              f"{w['drafts_a_round']:.1f}", f"{w['thinking_share']:.1%} ({w['thinking_us_a_round']:.0f} us)"]

@@ -19,15 +19,15 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
     def embedded(record: Record) -> str:
         """The controller and other rules over the best fixed draft length, by workload."""
         found = record["summary"]["workloads"]
-        watched = all(w.get("usual") for w in found.values())
+        watched = all(w.get("calm") for w in found.values())
         rows = [
             (name, w["best"], show(w["over_best"]["auto"]),
-             *([show(w["usual"]["over_best"]["auto"])] if watched else []),
+             *([show(w["calm"]["over_best"]["auto"])] if watched else []),
              *(show(w["over_best"][arm]) for arm in ("heuristic", "threshold")),
              f"{w['best_of_each']:.2f}x", show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
             for name, w in found.items()
         ]  # fmt: skip
-        columns = ("", "best fixed k", "auto (95%)", *(["auto at usual round times"] if watched else []), "heuristic",
+        columns = ("", "best fixed k", "auto (95%)", *(["auto with calm rounds"] if watched else []), "heuristic",
                    "threshold", "best k of each text", "auto over k = 0", "thinking")  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
         note = f"Same text in all arms: {same} of {len(found)} workloads.{stalls(found.values())}"

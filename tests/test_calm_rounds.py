@@ -1,4 +1,4 @@
-"""What texts take at the usual time of their rounds."""
+"""What texts take with calm rounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from usual_rounds import Kind, Timed, Watch, usual_seconds
+from calm_rounds import Kind, Timed, Watch, calm_seconds
 
 
 class Clock:
@@ -33,9 +33,9 @@ def test_rounds_are_told_apart_by_what_they_draft_and_by_what_came_before() -> N
     assert [one.kind.after for one in watch.rounds([0.0, 1.0, 2.0])] == ["prompt", "plain"]
 
 
-def test_a_slow_spell_falls_on_nobody_but_a_slow_kind_does() -> None:
+def test_slow_spells_fall_on_nobody_but_a_slow_kind_does() -> None:
     plain, draft = Kind(0, 0, "plain"), Kind(1, 1, "drafts")
     calm = [Timed(plain, 1.0), Timed(draft, 1.5)]
     spell = [Timed(plain, 9.0), Timed(draft, 9.0)]
-    texts = [("a", calm), ("a", spell), ("a", calm), ("b", [Timed(plain, 2.0)] * 2), ("b", [])]
-    assert usual_seconds(texts) == pytest.approx([2.5, 2.5, 2.5, 4.0, 0.0])
+    texts = [*[("a", calm)] * 3, *[("a", spell)] * 7, ("b", [Timed(plain, 2.0)] * 2), ("b", [])]
+    assert calm_seconds(texts) == pytest.approx([*[2.5] * 10, 4.0, 0.0])

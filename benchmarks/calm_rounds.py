@@ -1,9 +1,9 @@
-"""What a text takes at the usual time of each of its rounds, so that a machine's slow spells fall on no arm.
+"""What a text takes where nothing else disturbs its rounds, so that a machine's slow spells fall on no arm.
 
-On a shared machine the same text takes a fifth longer at one moment than at another, which needs thousands of texts to
-average out. The median of what an arm's rounds of one kind take over a whole workload does not mind: rounds are of one
-kind where they hand out as many drafts after as many steps, and come alike after a prompt, after a round without
-drafts, or after one with.
+A shared machine may run half as fast again for seconds at a time, and a mean over texts then needs thousands of them.
+Rounds are of one kind where they hand out as many drafts after as many steps, and come alike after a prompt, after a
+round without drafts, or after one with. The first decile of what an arm's rounds of one kind take over a whole workload
+is that of the calm ones, as long as a tenth of them are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from paceline.drafters import MtpDraft
+
+DECILE = 0.1
 
 
 class Kind(NamedTuple):
@@ -62,12 +65,12 @@ class Watch:
         return found
 
 
-def usual_seconds(texts: Iterable[tuple[str, Sequence[Timed]]]) -> list[float]:
-    """Of each text, (arm, its rounds): what these take in the median of the arm's rounds of their kind."""
+def calm_seconds(texts: Iterable[tuple[str, Sequence[Timed]]]) -> list[float]:
+    """Of each text, (arm, its rounds): what these take where each is as fast as the first decile of its arm and kind."""
     texts = list(texts)
     taken = defaultdict[tuple[str, Kind], list[float]](list)
     for arm, rounds in texts:
         for one in rounds:
             taken[arm, one.kind].append(one.seconds)
-    typical = {key: median(seconds) for key, seconds in taken.items()}
+    typical = {key: float(np.quantile(seconds, DECILE)) for key, seconds in taken.items()}
     return [sum(typical[arm, one.kind] for one in rounds) for arm, rounds in texts]
