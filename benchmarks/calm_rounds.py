@@ -66,7 +66,7 @@ class Watch:
 
 
 def calm_seconds(texts: Iterable[tuple[str, Sequence[Timed]]]) -> list[float]:
-    """Of each text, (arm, its rounds): what these take where each is as fast as the first decile of its arm and kind."""
+    """Of each text, (arm, its rounds): the seconds of these, each as fast as the first decile of its arm and kind."""
     texts = list(texts)
     taken = defaultdict[tuple[str, Kind], list[float]](list)
     for arm, rounds in texts:
