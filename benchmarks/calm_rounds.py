@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paceline.drafters import MtpDraft
+from paceline.drafters import Drafter
 
 DECILE = 0.1
 
@@ -36,30 +36,34 @@ class Timed(NamedTuple):
 
 
 class Watch:
-    """Notes when the rounds of a text begin and what they draft."""
+    """Notes when the rounds of a text begin and what they draft.
+
+    Between rounds that sweep the caches even this takes time, so every arm's drafter is watched, or none.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.begun = list[tuple[float, int, int]]()
 
-    def over(self, drafter: MtpDraft) -> MtpDraft:
+    def over(self, drafter: Drafter) -> Drafter:
         """The same drafter, watched."""
         propose = drafter.propose
 
         def watched(k: int) -> list[int]:
             at = self.clock()
             draft = propose(k)
-            self.begun.append((at, len(draft), max(len(draft), len(drafter.confidences) if k else 0)))
+            heard = len(getattr(drafter, "confidences", ())) if k else 0
+            self.begun.append((at, len(draft), max(len(draft), heard)))
             return draft
 
         drafter.propose = watched  # type: ignore[method-assign]
         return drafter
 
-    def rounds(self, at: Sequence[float]) -> list[Timed]:
-        """Those of a text whose tokens came at these moments, each a round where no drafter was asked. Forgets them."""
-        begun, self.begun = self.begun or [(moment, 0, 0) for moment in at[:-1]], []
+    def rounds(self, at: float) -> list[Timed]:
+        """Those of a text whose last token came at this moment. Forgets them."""
+        begun, self.begun = self.begun, []
         found, after = list[Timed](), "prompt"
-        for (start, drafted, steps), (end, *_) in pairwise([*begun, (at[-1], 0, 0)]):
+        for (start, drafted, steps), (end, *_) in pairwise([*begun, (at, 0, 0)]):
             found.append(Timed(Kind(drafted, steps, after), end - start))
             after = "drafts" if steps else "plain"
         return found

@@ -33,7 +33,7 @@ from paceline.control.cost import CostTable
 from paceline.control.kinds import Kinds
 from paceline.control.policy import Constant, Heuristic, Policy, Served, State
 from paceline.control.stop import Stop
-from paceline.drafters import MtpDraft
+from paceline.drafters import MtpDraft, NoDrafter
 from paceline.engine import Engine
 from paceline.errors import PacelineError
 from paceline.llm import LLM
@@ -154,6 +154,7 @@ class Stage:
         self.watch, self.rounds = Watch(engine.clock), list[TimedRound]()
         wrong = self.watch.over(Wrong(engine.drafter))
         self.drafters = {False: self.watch.over(engine.drafter), True: wrong}
+        NoDrafter.propose = staticmethod(self.watch.over(NoDrafter()).propose)  # type: ignore[method-assign]
         self.table = table
 
     def policies(self) -> Mapping[str, Any]:
@@ -185,7 +186,7 @@ class Stage:
             at.append(self.clock())
         (taken, stalled), s = self.sum_up(at), stream.completion().stats
         if self.watch:
-            self.rounds = self.watch.rounds(at)
+            self.rounds = self.watch.rounds(at[-1])
         return Row(workload, task.prompt.id, task.temperature, arm, order, taken, policy.seconds - before,
                    len(ids) + 1, s.rounds, sum(s.drafted), sum(s.accepted), hash(tuple(ids)), stalled)  # fmt: skip
 

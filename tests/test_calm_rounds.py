@@ -26,11 +26,10 @@ def test_rounds_are_told_apart_by_what_they_draft_and_by_what_came_before() -> N
     for at, k, heard in ((0.0, 2, []), (1.0, 0, [0.5]), (3.0, 3, [0.9, 0.8, 0.1])):
         clock.now, drafter.confidences = at, heard
         assert found.propose(k) == [7] * min(k, 2)
-    assert watch.rounds([0.1, 6.0]) == [
+    assert watch.rounds(6.0) == [
         (Kind(2, 2, "prompt"), 1.0), (Kind(0, 0, "drafts"), 2.0), (Kind(2, 3, "plain"), 3.0)
     ]  # fmt: skip
-    # Of a text without a drafter each token is a round; and the last text's rounds are forgotten.
-    assert [one.kind.after for one in watch.rounds([0.0, 1.0, 2.0])] == ["prompt", "plain"]
+    assert watch.rounds(7.0) == []  # forgotten
 
 
 def test_slow_spells_fall_on_nobody_but_a_slow_kind_does() -> None:
