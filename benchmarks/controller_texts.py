@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -60,10 +60,13 @@ class Texts:
 
 
 class Late:
-    """A pilot on one sequence. It is told of a round when the next one was chosen, and never of its last."""
+    """A pilot on one sequence. It is told of a round when the next one was chosen, and never of its last.
 
-    def __init__(self, real: CostTable, prior: CostTable, seed: int) -> None:
-        self.times = real.times(1, CONTEXT)
+    begins: what its first rounds of all take of their time.
+    """
+
+    def __init__(self, real: CostTable, prior: CostTable, seed: int, begins: Sequence[float] = ()) -> None:
+        self.times, self.begins = real.times(1, CONTEXT), iter(begins)
         self.pilot, self.chance = Pilot(Auto(prior.copy(), LONGEST)), np.random.default_rng(seed)
         self.names = count()
 
@@ -79,7 +82,7 @@ class Late:
                 self.pilot.observe(*waiting)
             into.thinking_s += time.perf_counter() - begun
             hits = int(np.sum(self.chance.random() < np.array(survival(profile)[:k])))
-            took = self.times[k] * self.chance.normal(1.0, NOISE)
+            took = self.times[k] * self.chance.normal(1.0, NOISE) * next(self.begins, 1.0)
             waiting = plan, [Served(name, k, hits, took, 1, CONTEXT + written)]
             written, tokens, ms = written + hits + 1, tokens + expected_tokens(profile, k), ms + self.times[k]
             ks.append(k)
@@ -90,7 +93,12 @@ class Late:
 
 def auto(real: CostTable, prior: CostTable, turns: Turns, length: int, seed: int) -> Texts:
     """The controller, which knows of nothing before, on TEXTS texts or some more: all turns equally often."""
-    late, found = Late(real, prior, seed), Texts()
+    return write(Late(real, prior, seed), turns, length)
+
+
+def write(late: Late, turns: Turns, length: int) -> Texts:
+    """TEXTS texts or some more: all turns equally often."""
+    found = Texts()
     for text in range(len(turns) * math.ceil(TEXTS / len(turns))):
         late.write(turns[text % len(turns)], length, found)
     return found

@@ -197,6 +197,8 @@ class Auto:
 
     def _familiar(self, plan: Plan) -> bool:
         """Whether rounds like this one were timed just before."""
+        if plan.timing:
+            return False
         if self.listens:
             return plan is not REST and self.table.rounds > TIMED_ALONE and not self.scoring
         if self.table.rounds <= TIMED:

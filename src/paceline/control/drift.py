@@ -22,7 +22,9 @@ VAGUE = 8.0  # times as much where it was only predicted
 OWN, ALIKE = 0.04, 0.8  # of one length beside both, and how much of it the next one shares
 NOISE = 0.03  # of each round
 WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds to the machine's, and to one length's own
-# A round slower by more is a stall, unless no more was known; nothing makes one faster than it is.
+SURPRISE = 3.0  # standard deviations
+# A round slower by more is a stall, unless no more was known. Nothing makes one faster than it is: one that surprises
+# by being so shows that the machine has become quicker, or that all before it had stalled, and tells nothing of drafts.
 MOST = math.log(1.5)
 STALLED = 0.09  # of such a one, cut down to MOST, is believed
 DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
@@ -52,12 +54,14 @@ class Drift:
 @njit(cache=True)
 def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
     """As `Drift.learn`: offsets [K] and their covariance [K, K] after one more round (a Kalman filter's step)."""
-    total, count = covariance[k, k] + NOISE**2, len(offsets)
-    if off > max(MOST, 3.0 * math.sqrt(total)):
+    surprise = SURPRISE * math.sqrt(covariance[k, k] + NOISE**2)
+    if off > max(MOST, surprise):
         offsets += STALLED * MOST
         covariance += DOUBTED
         return False
-    along = covariance[k].copy()
+    if off < -surprise:
+        covariance += off * off
+    total, along, count = covariance[k, k] + NOISE**2, covariance[k].copy(), len(offsets)
     for i in range(count):
         offsets[i] += along[i] / total * off
         for j in range(count):
