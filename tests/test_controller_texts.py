@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paceline.acceptance import PROFILES, Profile, expected_tokens, survival
-from paceline.control import predict
+from paceline.control import drift, predict
 from paceline.control.auto import Auto
 from paceline.control.belief import BEFORE
 from paceline.control.cost import CostTable, Timing
@@ -110,6 +112,56 @@ def test_times_that_were_predicted_all_wrong_are_put_right_by_serving() -> None:
 
     assert reached(True) > 0.975
     assert reached(False) < reached(True) - 0.01  # the control: what was measured is not doubted so much
+
+
+MINIATURE = CostTable([Timing(1, k, texts.CONTEXT, 0.36 + 0.07 * k) for k in range(9)])
+FORETOLD = CostTable([Timing(1, k, texts.CONTEXT, 0.72 + 0.07 * k) for k in range(9)], vague=True)
+
+
+def after_stalls(factor: float, first: int, many: int) -> float:
+    """The controller over the best fixed k where so many of its first rounds, from the `first` on, stall."""
+    begins = [1.0] * first + [factor] * many
+    rates = [texts.write(texts.Late(MINIATURE, FORETOLD, seed, begins), (CHAT,), 192).rate for seed in range(2)]
+    return float(np.mean(rates)) / max(texts.fixed(MINIATURE, (CHAT,)).values())
+
+
+@pytest.mark.parametrize("factor", [1.3, 1.6, 2.0, 4.0])
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("many", [1, 5, 14])
+def test_rounds_that_stall_at_the_start_do_not_decide_for_good(factor: float, first: int, many: int) -> None:
+    assert after_stalls(factor, first, many) > 0.975
+
+
+def test_that_first_stalls_would_decide_without_what_is_done_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "learn", drift.learn.py_func)
+    monkeypatch.setattr(drift, "YOUNG", 0)
+    monkeypatch.setattr(drift, "SURPRISE", 1e9)
+    assert min(after_stalls(factor, 1, 5) for factor in (2.0, 4.0)) < 0.93
+
+
+def plain_and_timed(rounds: int) -> tuple[int, int]:
+    """Rounds without drafts, and those of them that were timed, where the drafter tells how sure it is."""
+    policy, seen = Auto(PRIOR["31b"].copy(), 8), Counter[str]()
+    note, policy.table.observe = policy.table.observe, lambda k, *rest: (seen.update(timed=k == 0), note(k, *rest))
+    pilot, chance, waiting = Pilot(policy), np.random.default_rng(0), None
+    for i in range(rounds):
+        k, plan = pilot.choose([Seat("a", 256 + i, True)])
+        if waiting:
+            pilot.observe(*waiting)
+        seen.update(plain=k == 0)
+        hits = int((chance.random() < np.array(survival(PROFILES["code"])[:k])).sum())
+        waiting = plan, [Served("a", k, hits, REAL["31b"].ms(k, 1, 256), 1, 256, (2.0,) * k)]
+    return seen["plain"], seen["timed"]
+
+
+def test_a_plain_round_that_is_made_to_be_timed_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: as familiar as any other, most are left out."""
+    assert plain_and_timed(1800) == (7, 7)
+    familiar = Auto._familiar
+    monkeypatch.setattr(Auto, "_familiar", lambda self, plan: familiar(self, replace(plan, timing=False)))
+    plain, timed = plain_and_timed(1800)
+    assert plain == 7
+    assert timed < 3
 
 
 def drained(policy: Auto, profile: Profile, sizes: int, seed: int) -> list[float]:

@@ -21,6 +21,7 @@ MACHINE, DRAFTS = 0.15, 0.05  # standard deviations in logarithms where a table 
 VAGUE = 8.0  # times as much where it was only predicted
 OWN, ALIKE = 0.04, 0.8  # of one length beside both, and how much of it the next one shares
 NOISE = 0.03  # of each round
+YOUNG, SLOWED = 8, 0.5  # of so many first rounds, share of what they are slower by that counts for noise: any may stall
 WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds to the machine's, and to one length's own
 SURPRISE = 3.0  # standard deviations
 # A round slower by more is a stall, unless no more was known. Nothing makes one faster than it is: one that surprises
@@ -33,7 +34,7 @@ DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
 class Drift:
     """Logarithms of served over expected times, [k_max + 1], and their covariance."""
 
-    __slots__ = ("_covariance", "factors", "offsets")
+    __slots__ = ("_covariance", "factors", "offsets", "rounds")
 
     def __init__(self, times: Sequence[float], vague: bool, offsets: Floats | None = None) -> None:
         """times: as the table has them; offsets: what to start from, as if nothing was known for sure."""
@@ -43,16 +44,19 @@ class Drift:
         self._covariance = width * (MACHINE**2 + DRAFTS**2 * np.outer(share, share)) + OWN**2 * ALIKE**apart
         self.offsets = np.zeros(len(times)) if offsets is None else offsets.copy()
         self.factors: list[float] = np.exp(self.offsets).tolist()
+        self.rounds = 0
 
     def learn(self, k: int, off: float) -> bool:
         """A round of k drafts was off by so much, in logarithms; whether it counted for one that did not stall."""
-        counted = bool(learn(self.offsets, self._covariance, k, off))
+        self.rounds += 1
+        slowed = SLOWED if self.rounds <= YOUNG else 0.0
+        counted = bool(learn(self.offsets, self._covariance, k, off, slowed))
         self.factors = np.exp(self.offsets).tolist()
         return counted
 
 
 @njit(cache=True)
-def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
+def learn(offsets: Floats, covariance: Floats, k: int, off: float, slowed: float) -> bool:
     """As `Drift.learn`: offsets [K] and their covariance [K, K] after one more round (a Kalman filter's step)."""
     surprise = SURPRISE * math.sqrt(covariance[k, k] + NOISE**2)
     if off > max(MOST, surprise):
@@ -61,7 +65,8 @@ def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
         return False
     if off < -surprise:
         covariance += off * off
-    total, along, count = covariance[k, k] + NOISE**2, covariance[k].copy(), len(offsets)
+    noise = NOISE**2 + (slowed * max(0.0, off)) ** 2
+    total, along, count = covariance[k, k] + noise, covariance[k].copy(), len(offsets)
     for i in range(count):
         offsets[i] += along[i] / total * off
         for j in range(count):
@@ -73,4 +78,4 @@ def learn(offsets: Floats, covariance: Floats, k: int, off: float) -> bool:
 @cache
 def warm_up() -> None:
     """Compiles it, or loads it: else the first round would wait for it."""
-    learn(np.zeros(2), np.eye(2), 0, 0.0)
+    learn(np.zeros(2), np.eye(2), 0, 0.0, 0.0)
