@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paceline.acceptance import PROFILES, Profile, expected_tokens, survival
-from paceline.control import drift, predict
+from paceline.control import auto, drift, predict
 from paceline.control.auto import Auto
 from paceline.control.belief import BEFORE
 from paceline.control.cost import CostTable, Timing
@@ -184,6 +184,30 @@ def drained(policy: Auto, profile: Profile, sizes: int, seed: int) -> list[float
             left = {name: rest - hits[name] - 1 for name, rest in left.items() if rest > hits[name] + 1}
         found.append(tokens / ms / best)
     return found
+
+
+FLAT = [12.0, 13.9, 15.2, 16.1, 16.8, 17.8, 18.9, 20.3, 21.7]  # ms: four drafts pay best, where six are foretold to
+
+
+def flat_batch(seed: int) -> float:
+    """Share of the best pace that two batches of 32 reach in rounds of those times."""
+    pilot, chance = Pilot(Auto(PRIOR["26b-a4b"].copy(), 8)), np.random.default_rng(seed)
+    kept, tokens, ms = survival(PROFILES["chat"]), 0.0, 0.0
+    for i in range(80):
+        k, plan = pilot.choose([Seat(f"{i // 40} {place}", 256, True) for place in range(32)], 32)
+        hits = (chance.random((32, 1)) < np.array(kept[:k])).sum(1).tolist()
+        took = FLAT[k] * chance.normal(1.0, 0.01)
+        pilot.observe(plan, [Served(f"{i // 40} {place}", k, n, took, 32, 256) for place, n in enumerate(hits)])
+        tokens, ms = tokens + expected_tokens(PROFILES["chat"], k), ms + FLAT[k]
+    return tokens / ms / max(expected_tokens(PROFILES["chat"], k) / FLAT[k] for k in DRAFTS)
+
+
+def test_a_length_is_tried_whose_time_is_foretold_a_little_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: what is served alone is timed."""
+    tried = np.mean([flat_batch(seed) for seed in range(4)])
+    assert tried > 0.98
+    monkeypatch.setattr(auto, "PRICED_FIRST", 10**9)
+    assert np.mean([flat_batch(seed) for seed in range(4)]) < tried - 0.005
 
 
 def test_a_batch_that_drains_teaches_nothing_wrong_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from paceline.control import drift, logistic
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
@@ -33,6 +35,8 @@ PLAIN_EVERY, NEAR = 64, 1.15  # rounds after which some are plain, to learn thei
 PLAIN_FIRST = (8, 15)  # of the rounds that draft, after which that is done once in any case
 PLAIN_RUN = 3  # so many of them, where the first ones pay for what drafting swept from the caches
 DEEPER_EVERY = 48  # rounds after which one is a draft longer, to learn of a position not seen
+# The round that is of another length, where so little is known of its time that it may pay; and so many times later.
+PRICED_FIRST, PRICED_AGAIN = 4, 1.3
 THINK_EVERY = 24  # rounds of one choice where drafts end early by themselves; while parked, until the next probe
 HELD, KNOWN = 7, 8  # rounds that a choice is kept for where each is asked about, of a request with so many drafts seen
 AGAIN = 16  # divides the periods above: a choice that falls on one of them is made anew
@@ -63,7 +67,7 @@ class Auto:
         self.parking: OrderedDict[str, Parking] = OrderedDict()
         self.last, self.request = Parking(), ""
         self.rounds, self.first, self.drafting = 0, 0, 0
-        self.before, self.scoring, self.timing = 0, True, False
+        self.before, self.scoring, self.timing, self.priced = 0, True, False, PRICED_FIRST
         self.stop: Stop | None = None
         self.plan, self.patience = REST, 1
         self.won = self.promised = GAIN_ROUNDS
@@ -241,15 +245,28 @@ class Auto:
         return self._listening(view) if self.listens else self._ahead(view)
 
     def _ahead(self, view: View) -> int:
-        """The k of most tokens a millisecond; now and then one more, where that position was hardly ever verified."""
-        best, seen = view.best, self.acceptance.samples.seen
-        deeper = bool(best < self.k_max and self._crossed(DEEPER_EVERY) and seen[best] < 64)
-        k = best + deeper
+        """The k of most tokens a millisecond; now and then another one, to learn of its last position or its time."""
+        best, seen, why = view.best, self.acceptance.samples.seen, ""
+        k = best
+        if best < self.k_max and self._crossed(DEEPER_EVERY) and seen[best] < 64:
+            k, why = best + 1, ", one more than pays best, to learn of it"
+        elif self.first >= self.priced:
+            k, self.priced = self._hoped(view), math.ceil(PRICED_AGAIN * self.first)
+            self.timing = k != best
+            why = ", to time it: it may pay better" if self.timing else ""
         self.say = lambda: (
             f"{_drafts(k)}: {view.tokens[k]:.1f} tokens in {view.times[k]:.1f} ms, against 1 in {view.times[0]:.1f} ms"
-            + (", one more than pays best, to learn of it" if deeper else "")
+            + why
         )
         return k
+
+    def _hoped(self, view: View) -> int:
+        """The k of most tokens a millisecond if each took as little as it well may beside the best."""
+        drift = self.table.latest
+        if drift is None:
+            return view.best
+        rates = np.array(view.tokens) / np.array(view.times) * np.exp(drift.doubts(view.best)[: len(view.times)])
+        return 1 + int(np.argmax(rates[1:]))
 
     def _listening(self, view: View) -> int:
         """All k, ended by a stop at the pace of this request. Now and then nothing is dropped, to learn of it."""

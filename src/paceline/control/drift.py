@@ -54,6 +54,11 @@ class Drift:
         self.factors = np.exp(self.offsets).tolist()
         return counted
 
+    def doubts(self, k: int) -> Floats:
+        """Standard deviation, [k_max + 1], of what a round of each length takes over one of k drafts, in logarithms."""
+        own = self._covariance.diagonal()
+        return np.asarray(np.sqrt(np.maximum(own + own[k] - 2.0 * self._covariance[k], 0.0)))
+
 
 @njit(cache=True)
 def learn(offsets: Floats, covariance: Floats, k: int, off: float, slowed: float) -> bool:

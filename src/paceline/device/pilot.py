@@ -87,11 +87,16 @@ class Pilot:
         return self._offer(wanted, self.policy.plan), self.policy.plan
 
     def _offer(self, wanted: int, plan: Plan) -> int:
-        """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond."""
+        """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond.
+
+        But not the one that pays best anyway, where another is to be timed.
+        """
         if wanted in self.offered or plan.view is None:
             return max(k for k in self.offered if k <= wanted)
         tokens, times = plan.view.tokens, plan.view.times
         near = {max(k for k in self.offered if k < wanted), min((k for k in self.offered if k > wanted), default=0)}
+        if plan.timing:
+            near -= {plan.view.best}
         return max(near, key=lambda k: tokens[k] / times[k] if k < len(times) else 0.0)
 
     def affordable(self, k: int, plan: Plan, ready: Sequence[int]) -> int:
