@@ -212,7 +212,7 @@ def measure(stage: Stage, workload: Workload, until: float, clock: Callable[[], 
     for text in itertools.count():
         if text >= LEAST_TEXTS and text % len(workload.turns) == 0 and clock() > until:
             return
-        alike = len(workload.turns[text % len(workload.turns)]) == 1
+        alike = workload.batch == 1 and len(workload.turns[text % len(workload.turns)]) == 1
         for arm in chance.sample(arms_of(workload), len(arms_of(workload))):
             share = FIXED_SHARE if alike and arm.startswith("k=") else 1.0
             yield stage.write(workload, text, arm, max(4, int(share * stage.tokens)))
