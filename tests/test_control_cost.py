@@ -96,6 +96,20 @@ def test_nothing_makes_a_round_faster_than_it_is() -> None:
     assert fast.ms(0, context=100) < 8.0
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_machine_that_is_now_and_then_slow_makes_no_other_length_cheap(settled: bool) -> None:
+    """The control: if quick rounds alone told of the machine for good, each turn would leave a trace."""
+    table, ratios = CostTable(LINE), []
+    for i in range(6000):
+        slow = 1.4 if i // 150 % 2 else 1.0
+        table.observe(0, 10.0 * slow * (1.0 + 0.02 * (i * 7 % 5 - 2)), context=100)
+        if not settled:
+            next(iter(table.drifts.values())).rounds = 0
+        ratios.append(table.ms(1, context=100) / table.ms(0, context=100) / 1.1)
+    mean = sum(ratios) / len(ratios)
+    assert mean == pytest.approx(1.0, abs=0.015) if settled else mean < 0.98
+
+
 def test_a_batch_that_is_new_starts_from_how_fast_the_machine_was_in_the_last() -> None:
     table = CostTable(FULL)
     for _ in range(20):

@@ -132,11 +132,12 @@ def test_rounds_that_stall_at_the_start_do_not_decide_for_good(factor: float, fi
     assert after_stalls(factor, first, many) > 0.975
 
 
-def test_that_first_stalls_would_decide_without_what_is_done_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift, "learn", drift.learn.py_func)
-    monkeypatch.setattr(drift, "YOUNG", 0)
-    monkeypatch.setattr(drift, "SURPRISE", 1e9)
-    assert min(after_stalls(factor, 1, 5) for factor in (2.0, 4.0)) < 0.93
+@pytest.mark.parametrize(("without", "stalls"), [("SETTLING", (4.0, 1, 14)), ("YOUNG", (1.3, 2, 1))])
+def test_what_first_stalls_would_decide(
+    without: str, stalls: tuple[float, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, without, 0)
+    assert after_stalls(*stalls) < 0.95
 
 
 def plain_and_timed(rounds: int) -> tuple[int, int]:

@@ -23,10 +23,10 @@ OWN, ALIKE = 0.04, 0.8  # of one length beside both, and how much of it the next
 NOISE = 0.03  # of each round
 YOUNG, SLOWED = 8, 0.5  # of so many first rounds, share of what they are slower by that counts for noise: any may stall
 WALK, SLOW_WALK = 0.005**2, 0.001**2  # variance that each round adds to the machine's, and to one length's own
-SURPRISE = 3.0  # standard deviations
-# A round slower by more is a stall, unless no more was known. Nothing makes one faster than it is: one that surprises
-# by being so shows that the machine has become quicker, or that all before it had stalled, and tells nothing of drafts.
-MOST = math.log(1.5)
+# Nothing makes a round faster than it is: of so many first ones, one that surprises by being so, by so many standard
+# deviations, shows that those before it had stalled, and tells of the machine and not of drafts.
+SETTLING, SURPRISE = 64, 3.0
+MOST = math.log(1.5)  # a round slower by more is a stall, unless no more was known
 STALLED = 0.09  # of such a one, cut down to MOST, is believed
 DOUBTED = 0.1**2  # variance that it adds: many of them are no stalls
 
@@ -49,6 +49,8 @@ class Drift:
     def learn(self, k: int, off: float) -> bool:
         """A round of k drafts was off by so much, in logarithms; whether it counted for one that did not stall."""
         self.rounds += 1
+        if self.rounds <= SETTLING and off < -SURPRISE * math.sqrt(self._covariance[k, k] + NOISE**2):
+            self._covariance += off * off
         slowed = SLOWED if self.rounds <= YOUNG else 0.0
         counted = bool(learn(self.offsets, self._covariance, k, off, slowed))
         self.factors = np.exp(self.offsets).tolist()
@@ -63,13 +65,10 @@ class Drift:
 @njit(cache=True)
 def learn(offsets: Floats, covariance: Floats, k: int, off: float, slowed: float) -> bool:
     """As `Drift.learn`: offsets [K] and their covariance [K, K] after one more round (a Kalman filter's step)."""
-    surprise = SURPRISE * math.sqrt(covariance[k, k] + NOISE**2)
-    if off > max(MOST, surprise):
+    if off > max(MOST, 3.0 * math.sqrt(covariance[k, k] + NOISE**2)):
         offsets += STALLED * MOST
         covariance += DOUBTED
         return False
-    if off < -surprise:
-        covariance += off * off
     noise = NOISE**2 + (slowed * max(0.0, off)) ** 2
     total, along, count = covariance[k, k] + noise, covariance[k].copy(), len(offsets)
     for i in range(count):
