@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from shell import COMMANDS, Shell
 from test_bad_input import edit_tensors
 
 from paceline import available
+from paceline.calibration import cost_decisions
 from paceline.config import TextConfig, read_target
 from paceline.device import drafters, load, memory, request
 from paceline.device.cache import BatchCache
@@ -113,6 +115,30 @@ def test_auto_says_why_it_is_the_cpu(no_gpu: None, pairs: dict[str, Pair]) -> No
 def test_options_of_the_gpu(gpu: None, pairs: dict[str, Pair], options: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         resolve(Options(**{**dense(pairs), "device": "cuda", **options}))
+
+
+def test_the_controller_chooses_unless_told(gpu: None, pairs: dict[str, Pair]) -> None:
+    resolved = resolve(Options(**dense(pairs), device="cuda"))
+    [k] = [decision for decision in resolved.decisions if decision.what == "k"]
+    assert (resolved.auto, k.value) == (True, "auto")
+    assert f"a fixed length would be {resolved.k}: num_assistant_tokens is {resolved.k}" in k.why
+    [times] = cost_decisions(resolved)
+    assert (times.what, times.value) == ("cost table", "predicted")
+    alone = resolve(Options(**{**dense(pairs), "drafter": None}, device="cuda"))
+    assert (alone.auto, alone.k, cost_decisions(alone)) == (False, 0, [])
+
+
+def test_warming_up_captures_every_length_on_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = list[tuple[float, Any]]()
+    monkeypatch.setattr(LLM, "generate", lambda self, prompts, params, k: written.append((params.temperature, k)))
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    resolved: Any = SimpleNamespace(k=5)
+    for offered, lengths in (((0, 1, 2), [0, 1, 2, 5]), ((), [0, 5])):
+        pilot = SimpleNamespace(offered=offered) if offered else None
+        engine: Any = SimpleNamespace(pilot=pilot, model=SimpleNamespace(drafter=pilot))
+        written.clear()
+        LLM(resolved, DeviceServer(engine, frozenset(), cast(Any, "no grammar")), None).warm_up()
+        assert written == [(temperature, k) for temperature in (0.0, 1.0) for k in lengths]
 
 
 def test_a_centroid_head_has_nothing_to_halve(gpu: None, pairs: dict[str, Pair]) -> None:

@@ -93,7 +93,7 @@ def test_reports_of_drafts_that_stay(experts: Both) -> None:
 def test_best_of_is_the_cpus(experts: Both) -> None:
     """The likeliest of three texts, side by side."""
     params = SamplingParams(temperature=1.3, seed=5, max_tokens=4, n=2, best_of=3, logprobs=0)
-    resolved: Any = SimpleNamespace(auto=False, k=0)
+    resolved: Any = SimpleNamespace(k=0)
     device = LLM(resolved, DeviceServer(experts.engine(experts.mtp(), places=2), frozenset()), None)
     host = LLM(resolved, Engine(experts.host.target, NoDrafter()), None)
     found, expected = device.generate([PROMPT], params, 1), host.generate([PROMPT], params, 0)

@@ -128,6 +128,8 @@ def cost_decisions(resolved: Resolved) -> list[Decision]:
     """Where the controller's cost table comes from and what it would do by it; nothing where no controller runs."""
     if not resolved.auto:
         return []
+    if resolved.backend == "cuda":
+        return [Decision("cost table", "predicted", "by bytes and operations; each served round corrects it")]
     found = store.load(Pair.of(resolved).subject)
     if found.table is None:
         return [Decision("cost table", "none yet", f"{found.origin}; timed in seconds when first needed, and kept")]

@@ -201,11 +201,14 @@ class LLM:
         the modules of PyTorch, that takes as long as hundreds of rounds of a small model. For processes that keep their
         model: of what is there by then, cycles are never freed.
         """
+        lengths = {0, self.resolved.k}
         if isinstance(self.engine, Engine):
             self.engine.target.ops.prepare()
+        else:
+            lengths |= set(self.engine.offered)
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=4, temperature=temperature, top_k=2, ignore_eos=True)
-            for k in {0, self.resolved.k}:
+            for k in sorted(lengths):
                 self.generate([[0] * 20], params, k)
         gc.collect()
         gc.freeze()

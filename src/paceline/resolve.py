@@ -69,8 +69,7 @@ class Options:
 class Resolved:
     """Every choice made. `drafter` is a folder, "ngram" or None; `k` the fixed draft length that is advised.
 
-    auto: whether the controller chooses draft lengths when a call names none; min_confidence holds for fixed ones, and
-    asked_confidence, which a caller named, for all.
+    min_confidence holds for fixed draft lengths, and asked_confidence, which a caller named, for all.
     dtype: of matrices on a GPU; None keeps each as it is stored. int8: whether the drafter's (head, body) are in int8.
     """
 
@@ -82,12 +81,16 @@ class Resolved:
     sequences: int | None
     int8: tuple[bool, bool]
     k: int
-    auto: bool
     draft_position: str
     min_confidence: float
     asked_confidence: float
     generation: GenerationDefaults
     decisions: tuple[Decision, ...]
+
+    @property
+    def auto(self) -> bool:
+        """Whether the controller chooses draft lengths when a call names none."""
+        return self.drafter is not None
 
 
 def resolve(options: Options) -> Resolved:
@@ -101,11 +104,11 @@ def resolve(options: Options) -> Resolved:
     device = _device(options, pair, decisions)
     backend = _backend(options, device, decisions)
     dtype = _dtype(options, pair, device, decisions)
-    k, auto = _draft_length(drafter, device, decisions)
+    k = _draft_length(drafter, decisions)
     context = _set_aside("context", options.context, (PAGE, config.max_positions), device, decisions)
     sequences = _set_aside("sequences", options.sequences, (1, MOST_SEQUENCES), device, decisions)
     return Resolved(
-        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, auto=auto, context=context,
+        target=target, drafter=drafter, backend=backend, dtype=dtype, k=k, context=context,
         draft_position=options.draft_position, sequences=sequences,
         int8=_draft_weights(options, drafter, device, decisions), generation=generation,
         min_confidence=_confidence(options, drafter, device, decisions),
@@ -261,22 +264,17 @@ def _confidence(options: Options, drafter: Path | str | None, device: str, decis
     return float(value)
 
 
-def _draft_length(
-    drafter: Path | str | None, device: str, decisions: list[Decision]
-) -> tuple[int, bool]:  # fmt: skip
-    """The advised draft length, and whether the controller chooses instead."""
+def _draft_length(drafter: Path | str | None, decisions: list[Decision]) -> int:
+    """The advised draft length, which holds where the controller is not to choose."""
     k, why = DEFAULT_K, "the recommended length for most Gemma 4 drafters"
     if drafter is None:
         decisions.append(Decision("k", "0", "there is no drafter"))
-        return 0, False
+        return 0
     if isinstance(drafter, Path):
         advised = read_generation(drafter).draft_tokens
         if advised is not None:
             k = min(advised, MAX_TENTATIVE - 1)
             why = f"num_assistant_tokens is {advised} in the drafter's generation_config.json"
-    if device == "cpu":
-        rule = f"as many drafts as pay, round by round, 0 to {LONGEST}; a fixed length would be {k}: {why}"
-        decisions.append(Decision("k", AUTO, rule))
-        return k, True
-    decisions.append(Decision("k", str(k), f"{why}; k='auto' lets the controller choose"))
-    return k, False
+    rule = f"as many drafts as pay, round by round, 0 to {LONGEST}; a fixed length would be {k}: {why}"
+    decisions.append(Decision("k", AUTO, rule))
+    return k

@@ -31,6 +31,11 @@ class DeviceServer:
         """The model that writes."""
         return self.engine.model.target
 
+    @property
+    def offered(self) -> Sequence[int]:
+        """Draft lengths that the controller may choose, each of which has a graph of its own."""
+        return self.engine.pilot.offered if self.engine.pilot else ()
+
     def describe(self) -> Mapping[str, Any]:
         """The GPU and what is set aside on it, for a benchmark's record. Graphs are captured as they are needed."""
         cache, graphs = self.engine.model.cache, self.engine.graphs
