@@ -32,6 +32,7 @@ from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
 from paceline.control.policy import Served
 from paceline.device.drafters import MtpDraft
+from paceline.device.engine import Ticket
 from paceline.device.pilot import Pilot
 from paceline.device.request import Request
 from paceline.device.serve import DeviceServer
@@ -335,6 +336,22 @@ def test_open_draft_lengths_write_the_same_texts_beside_fixed_ones(sharing: Both
     assert {one.ms for one in pilot.told[0][1]} == {0.0}
     assert all(one.ms > 0 for _, served in pilot.told[1:] for one in served)
     assert all(len(served) <= 2 for _, served in pilot.told)
+
+
+def test_a_batch_that_the_device_waits_for_thinks_rarely(sharing: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writes the same texts: rounds of a choice that was kept are not told of."""
+    texts = [sharing.plain(prompt, GREEDY, 16) for prompt in PROMPTS[:2]]
+    rounds = {}
+    for late in (False, True):
+        monkeypatch.setattr(Ticket, "done", late)
+        engine = sharing.engine(sharing.script(*zip(PROMPTS[:2], texts, strict=True)), places=2)
+        engine.pilot = pilot = Watched()
+        asked = [request(prompt, 12, AUTO) for prompt in PROMPTS[:2]]
+        assert run(engine, *asked) == [text[:12] for text in texts]
+        check_idle(engine)
+        rounds[late] = len(pilot.chosen), len(pilot.told)
+    assert rounds[False][1] == rounds[False][0]
+    assert 0 < rounds[True][1] < rounds[True][0]
 
 
 def margins_told(both: Both, params: SamplingParams) -> list[Served]:

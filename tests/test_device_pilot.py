@@ -17,7 +17,7 @@ from paceline.control.parking import Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import expected_tokens as predicted
 from paceline.control.view import Plan, View, pooled
-from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, Pilot, Seat, first_pilot, prior_table
+from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, RESTS, Pilot, Seat, first_pilot, prior_table
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
@@ -187,6 +187,68 @@ def test_new_graphs_are_captured_one_by_one_with_rounds_between() -> None:
     assert one.affordable(1, Plan(k=1, probing=True), [0, 8]) == 1  # a probe that does not draft would look like a miss
     assert one.affordable(6, Plan(k=6), [0, 8]) == 8
     assert one.affordable(6, Plan(k=6), []) == 6
+
+
+def seats_of(count: int) -> list[Seat]:
+    return [Seat(f"{at}", 100, True) for at in range(count)]
+
+
+def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
+    one, seats = pilot(CHEAP), seats_of(16)
+    serve(one, seats, {seat.name: 4 for seat in seats}, 20)
+    k, plan = one.choose(seats)
+    assert plan is not None
+    one.delayed(16)
+    assert [one.choose(seats) for _ in range(RESTS)] == [(k, None)] * RESTS
+    assert one.choose(seats)[1] is not None
+    assert one.choose(seats)[1] is not None  # nothing was said of this one
+    one.delayed(16)
+    assert one.choose(seats[:8])[1] is not None  # rounds of another size take another time
+
+
+def test_what_is_kept_is_a_batchs_choice_that_was_not_made_to_learn() -> None:
+    one = pilot(CHEAP)
+    one.choose(seats_of(1))
+    one.delayed(1)
+    assert one.choose(seats_of(1))[1] is not None
+    for learns, rests in ((True, 0), (False, 2)):
+        one.last = 1, 2, learns
+        one.delayed(2)
+        assert one.rests == rests
+
+
+def test_what_is_kept_is_what_was_played() -> None:
+    """Where the graph of the length that was wanted has to wait."""
+    one, seats = pilot(CHEAP), seats_of(8)
+    serve(one, seats, {seat.name: 8 for seat in seats}, 20)
+    k, plan = one.choose(seats)
+    assert plan is not None
+    one.waited = 0
+    assert (k, one.affordable(k, plan, [2])) == (8, 2)
+    one.delayed(8)
+    assert one.choose(seats) == (2, None)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 8])
+def test_a_batch_that_chooses_rarely_comes_to_the_same(kept: int) -> None:
+    def lengths(delayed: bool) -> list[int]:
+        one, seats, ks, waiting = pilot(DEAR), seats_of(16), list[int](), list[tuple[Plan, list[Served]]]()
+        for _ in range(400):
+            k, plan = one.choose(seats)
+            ks.append(k)
+            if plan:
+                ms = one.policy.table.ms(k, 16)
+                waiting.append((plan, [Served(seat.name, k, min(k, kept), ms, 16) for seat in seats]))
+                if delayed:
+                    one.delayed(16)
+            if len(waiting) > 1 or (waiting and not plan):
+                one.observe(*waiting.pop(0))
+        return ks
+
+    often, rarely = lengths(False), lengths(True)
+    usual = max(set(often[200:]), key=often[200:].count)
+    assert often[200:].count(usual) > 160
+    assert rarely[200:].count(usual) > 160
 
 
 def test_pooled_acceptance_is_that_of_those_who_get_there() -> None:

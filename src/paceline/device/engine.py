@@ -49,6 +49,11 @@ class Ticket:
             self.event.record()
         self.made_s = time.perf_counter()
 
+    @property
+    def done(self) -> bool:
+        """Whether it could be read without waiting."""
+        return bool(self.event and self.event.query())  # type: ignore[no-untyped-call]
+
     def read(self) -> Iterator[tuple[int, Request, Round, bool]]:
         """Waits, then gives (place, request, round, whether its text ended) for each request that was seated."""
         if self.event:
@@ -210,6 +215,8 @@ class DeviceEngine:
         if self.pilot and plan:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
+            if self.pending and self.pending[-1].done:
+                self.pilot.delayed(len(self.seated))
         captured = self.graphs.has(shape)
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them

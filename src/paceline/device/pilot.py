@@ -21,6 +21,7 @@ from paceline.roofline import pass_flops, traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
+RESTS = 8  # rounds at most that a batch's choice is kept for where the device waits for the host's thinking
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
 # Bytes and operations a second. Of these and of the seconds below only ratios matter, and served rounds correct them.
@@ -72,19 +73,35 @@ class Pilot:
     offered: Sequence[int] = field(default=DRAFTS)
     alone: Policy | None = None
     waited: int = CAPTURE_EVERY
+    last: tuple[int, int, bool] = (0, 0, False)  # of the last choice: k, places, and whether it was made to learn
+    rests: int = 0
 
     def reason(self, alone: bool = False) -> str:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
         return self.alone.reason if alone and self.alone else self.policy.reason
 
-    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
-        """(k, the plan to be told with the round) for those seats whose k is open.
+    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan | None]:
+        """(k, the plan to be told with the round) for those seats whose k is open; no plan where the last k is kept.
 
         batch: places that the round is captured for, which is what it costs; by default those taken.
         """
         longest, size = max(seat.context for seat in seats), batch or len(seats)
+        if self.rests and size == self.last[1]:
+            self.rests -= 1
+            return self.last[0], None
         wanted = self.policy.choose_batch([State(seat.name, size, longest) for seat in seats if seat.open])
-        return self._offer(wanted, self.policy.plan), self.policy.plan
+        plan, self.rests = self.policy.plan, 0
+        k = self._offer(wanted, plan)
+        self.last = k, size, plan.probing or plan.timing
+        return k, plan
+
+    def delayed(self, seats: int) -> None:
+        """The device had nothing to do by the time the last choice was made: of so many, the next ones may keep it.
+
+        A batch tells as much in few rounds as one text does in many.
+        """
+        k, _, learns = self.last
+        self.rests = min(seats, RESTS) if seats > 1 and not learns else 0
 
     def _offer(self, wanted: int, plan: Plan) -> int:
         """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond.
@@ -105,7 +122,9 @@ class Pilot:
         if k in ready:
             return k
         if ready and k and not plan.probing and self.waited < CAPTURE_EVERY:
-            return min(ready, key=lambda other: abs(other - k))
+            k = min(ready, key=lambda other: abs(other - k))
+            self.last = k, *self.last[1:]
+            return k
         self.waited = 0
         return k
 
