@@ -17,7 +17,18 @@ from paceline.control.parking import Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import expected_tokens as predicted
 from paceline.control.view import Plan, View, pooled
-from paceline.device.pilot import BATCHES, CAPTURE_EVERY, CONTEXTS, DRAFTS, RESTS, Pilot, Seat, first_pilot, prior_table
+from paceline.device.pilot import (
+    BATCHES,
+    CAPTURE_EVERY,
+    CONTEXTS,
+    DRAFTS,
+    RESTS,
+    RESTS_EVERY,
+    Pilot,
+    Seat,
+    first_pilot,
+    prior_table,
+)
 from paceline.shapes import drafter_config, target_config
 from paceline.steering import LONGEST
 
@@ -195,7 +206,7 @@ def seats_of(count: int) -> list[Seat]:
 
 def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
     one, seats = pilot(CHEAP), seats_of(16)
-    serve(one, seats, {seat.name: 4 for seat in seats}, 20)
+    serve(one, seats, {seat.name: 4 for seat in seats}, RESTS_EVERY * RESTS)
     k, plan = one.choose(seats)
     assert plan is not None
     one.delayed(16)
@@ -211,8 +222,8 @@ def test_what_is_kept_is_a_batchs_choice_that_was_not_made_to_learn() -> None:
     one.choose(seats_of(1))
     one.delayed(1)
     assert one.choose(seats_of(1))[1] is not None
-    for learns, rests in ((True, 0), (False, 2)):
-        one.last = 1, 2, learns
+    for learns, choices, rests in ((True, 100, 0), (False, 100, 2), (False, RESTS_EVERY, 1), (False, 0, 0)):
+        one.last, one.choices = (1, 2, learns), choices
         one.delayed(2)
         assert one.rests == rests
 

@@ -21,7 +21,9 @@ from paceline.roofline import pass_flops, traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
-RESTS = 8  # rounds at most that a batch's choice is kept for where the device waits for the host's thinking
+# Rounds at most that a batch's choice is kept for where the device waits for the host's thinking, and choices after
+# which it is one more.
+RESTS, RESTS_EVERY = 16, 2
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
 # Bytes and operations a second. Of these and of the seconds below only ratios matter, and served rounds correct them.
@@ -75,6 +77,7 @@ class Pilot:
     waited: int = CAPTURE_EVERY
     last: tuple[int, int, bool] = (0, 0, False)  # of the last choice: k, places, and whether it was made to learn
     rests: int = 0
+    choices: int = 0
 
     def reason(self, alone: bool = False) -> str:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
@@ -90,7 +93,7 @@ class Pilot:
             self.rests -= 1
             return self.last[0], None
         wanted = self.policy.choose_batch([State(seat.name, size, longest) for seat in seats if seat.open])
-        plan, self.rests = self.policy.plan, 0
+        plan, self.rests, self.choices = self.policy.plan, 0, self.choices + 1
         k = self._offer(wanted, plan)
         self.last = k, size, plan.probing or plan.timing
         return k, plan
@@ -98,10 +101,10 @@ class Pilot:
     def delayed(self, seats: int) -> None:
         """The device had nothing to do by the time the last choice was made: of so many, the next ones may keep it.
 
-        A batch tells as much in few rounds as one text does in many.
+        A batch tells as much in few rounds as one text does in many, and more is news at first than later.
         """
-        k, _, learns = self.last
-        self.rests = min(seats, RESTS) if seats > 1 and not learns else 0
+        learns = self.last[2]
+        self.rests = min(seats, RESTS, self.choices // RESTS_EVERY) if seats > 1 and not learns else 0
 
     def _offer(self, wanted: int, plan: Plan) -> int:
         """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond.
