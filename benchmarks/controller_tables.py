@@ -20,16 +20,15 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         """The controller and other rules over the best fixed draft length, by workload."""
         found = record["summary"]["workloads"]
         watched = all(w.get("calm") for w in found.values())
-        others = [arm for arm in ("heuristic", "threshold") if all(arm in w["over_best"] for w in found.values())]
         rows = [
             (name, w["best"], show(w["over_best"]["auto"]),
              *([show(w["calm"]["over_best"]["auto"])] if watched else []),
-             *(show(w["over_best"][arm]) for arm in others),
+             *(show(w["over_best"][arm]) for arm in ("heuristic", "threshold")),
              f"{w['best_of_each']:.2f}x", show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
             for name, w in found.items()
         ]  # fmt: skip
-        columns = ("", "best fixed k", "auto (95%)", *(["auto with calm rounds"] if watched else []), *others,
-                   "best k of each text", "auto over k = 0", "thinking")  # fmt: skip
+        columns = ("", "best fixed k", "auto (95%)", *(["auto with calm rounds"] if watched else []), "heuristic",
+                   "threshold", "best k of each text", "auto over k = 0", "thinking")  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
         note = f"Same text in all arms: {same} of {len(found)} workloads.{stalls(found.values())}"
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"
@@ -54,7 +53,6 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
         "paceline-controller-sim/1": (lambda record: recorded_table(table, record), sim_line),
         "paceline-controller-gpu/1": (on_gpu, gpu_line),
         "paceline-controller-gpu-embedded/1": (embedded, cpu_line),
-        "paceline-controller-gpu-batches/1": (embedded, cpu_line),
     }
 
 

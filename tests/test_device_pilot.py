@@ -24,6 +24,7 @@ from paceline.device.pilot import (
     DRAFTS,
     RESTS,
     RESTS_EVERY,
+    STANDING,
     Pilot,
     Seat,
     first_pilot,
@@ -208,24 +209,39 @@ def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
     one, seats = pilot(CHEAP), seats_of(16)
     serve(one, seats, {seat.name: 4 for seat in seats}, RESTS_EVERY * RESTS)
     k, plan = one.choose(seats)
-    assert plan is not None
-    one.delayed(16)
-    assert [one.choose(seats) for _ in range(RESTS)] == [(k, None)] * RESTS
-    assert one.choose(seats)[1] is not None
-    assert one.choose(seats)[1] is not None  # nothing was said of this one
-    one.delayed(16)
-    assert one.choose(seats[:8])[1] is not None  # rounds of another size take another time
+    assert plan is not STANDING
+    assert one.delayed()
+    for _ in range(RESTS):
+        assert one.choose(seats) == (k, STANDING)
+        assert not one.delayed()  # whatever else the host does then
+    assert one.choose(seats)[1] is not STANDING
+    assert one.choose(seats)[1] is not STANDING  # nothing was said of this one
+    one.delayed()
+    assert one.choose(seats[:8])[1] is not STANDING  # rounds of another size take another time
 
 
-def test_what_is_kept_is_a_batchs_choice_that_was_not_made_to_learn() -> None:
-    one = pilot(CHEAP)
-    one.choose(seats_of(1))
-    one.delayed(1)
-    assert one.choose(seats_of(1))[1] is not None
-    for learns, choices, rests in ((True, 100, 0), (False, 100, 2), (False, RESTS_EVERY, 1), (False, 0, 0)):
-        one.last, one.choices = (1, 2, learns), choices
-        one.delayed(2)
-        assert one.rests == rests
+def test_what_is_kept_is_a_batchs_choice_that_took_thinking_and_was_not_made_to_learn() -> None:
+    view = View([0.5], [1.0, 1.5], [1.0, 1.1])
+    plain, rest = Plan(view, 1), Plan()
+    for count, choices, plan, rests in (
+        (2, 100, plain, 2), (2, RESTS_EVERY, plain, 1), (2, 0, plain, 0), (100, 1000, plain, RESTS),
+        (1, 100, plain, 0), (2, 100, rest, 0), (2, 100, Plan(view, 1, probing=True), 0),
+        (2, 100, Plan(view, 1, timing=True), 0),
+    ):  # fmt: skip
+        one = pilot(CHEAP)
+        one.choices = choices
+        assert one._spare(count, plan) == rests
+
+
+def test_of_a_choice_that_is_kept_only_the_time_is_heard() -> None:
+    one, seats = pilot(CHEAP), seats_of(4)
+    serve(one, seats, {seat.name: 4 for seat in seats}, 40)
+    before, heard = one.policy.table.ms(8, 4), one.policy.acceptance.rounds
+    for ms, grows in ((0.0, False), (2 * before, True)):
+        one.observe(STANDING, [Served("0", 8, 0, ms, 4, 100)])
+        assert (one.policy.table.ms(8, 4) > before) == grows
+    one.observe(STANDING, [])
+    assert one.policy.acceptance.rounds == heard
 
 
 def test_what_is_kept_is_what_was_played() -> None:
@@ -233,11 +249,10 @@ def test_what_is_kept_is_what_was_played() -> None:
     one, seats = pilot(CHEAP), seats_of(8)
     serve(one, seats, {seat.name: 8 for seat in seats}, 20)
     k, plan = one.choose(seats)
-    assert plan is not None
     one.waited = 0
     assert (k, one.affordable(k, plan, [2])) == (8, 2)
-    one.delayed(8)
-    assert one.choose(seats) == (2, None)
+    one.delayed()
+    assert one.choose(seats) == (2, STANDING)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 8])
@@ -247,12 +262,11 @@ def test_a_batch_that_chooses_rarely_comes_to_the_same(kept: int) -> None:
         for _ in range(400):
             k, plan = one.choose(seats)
             ks.append(k)
-            if plan:
-                ms = one.policy.table.ms(k, 16)
-                waiting.append((plan, [Served(seat.name, k, min(k, kept), ms, 16) for seat in seats]))
-                if delayed:
-                    one.delayed(16)
-            if len(waiting) > 1 or (waiting and not plan):
+            ms = one.policy.table.ms(k, 16)
+            waiting.append((plan, [Served(seat.name, k, min(k, kept), ms, 16) for seat in seats]))
+            if delayed:
+                one.delayed()
+            if len(waiting) > 1:
                 one.observe(*waiting.pop(0))
         return ks
 

@@ -17,7 +17,7 @@ from paceline.control.policy import Served
 from paceline.control.view import Plan
 from paceline.device.graphs import Graphs
 from paceline.device.hosted import Host, to_host
-from paceline.device.pilot import Pilot
+from paceline.device.pilot import STANDING, Pilot
 from paceline.device.request import Request
 from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
@@ -210,20 +210,20 @@ class DeviceEngine:
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        k, plan = self._draft_length()
+        (k, plan), late = self._draft_length(), False
         shape = self._shape(k)
         if self.pilot and plan:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
-            if self.pending and self.pending[-1].done:
-                self.pilot.delayed(len(self.seated))
+            late = bool(self.pending) and self.pending[-1].done and self.pilot.delayed()
         captured = self.graphs.has(shape)
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
         ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
-        # The first of a shape waits for its graph, the first behind a prompt for the host: no news of rounds to come.
-        ticket.plan, ticket.timed = plan, captured and not (self.hosting or self.seating)
+        # The first of a shape waits for its graph, the first behind a prompt for the host, and one whose choice is then
+        # kept for its thinking: no news of rounds to come.
+        ticket.plan, ticket.timed = plan, captured and not (late or self.hosting or self.seating)
         self.seating = False
         self.pending.append(ticket)
 
@@ -288,8 +288,9 @@ class DeviceEngine:
         if self.pilot is None or ticket.plan is None:
             return
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
-        seats = [(request.seat, done, ticket.margins(at, done.drafted)) for at, (request, done) in served.items()]
+        told = [(at, *one) for at, one in served.items() if one[0].k == AUTO]
         self.pilot.observe(ticket.plan, [
-            Served(seat.name, done.drafted, done.accepted, ms, len(ticket.outcome), seat.context, margins)
-            for seat, done, margins in seats if seat.open
+            Served(request.name, done.drafted, done.accepted, ms, len(ticket.outcome), request.seat.context,
+                   ticket.margins(at, done.drafted))
+            for at, request, done in told[: 1 if ticket.plan is STANDING else None]
         ])  # fmt: skip

@@ -24,6 +24,7 @@ DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length 
 # Rounds at most that a batch's choice is kept for where the device waits for the host's thinking, and choices after
 # which it is one more.
 RESTS, RESTS_EVERY = 16, 2
+STANDING = Plan()  # of a round that keeps the choice before it: only its time is heard of
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
 # Bytes and operations a second. Of these and of the seconds below only ratios matter, and served rounds correct them.
@@ -75,36 +76,45 @@ class Pilot:
     offered: Sequence[int] = field(default=DRAFTS)
     alone: Policy | None = None
     waited: int = CAPTURE_EVERY
-    last: tuple[int, int, bool] = (0, 0, False)  # of the last choice: k, places, and whether it was made to learn
-    rests: int = 0
+    last: tuple[int, int] = (0, 0)  # of the last choice: k, and places
     choices: int = 0
+    spare: int = 0  # rounds that the last choice may be kept for; rests: that it is kept for yet
+    rests: int = 0
 
     def reason(self, alone: bool = False) -> str:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
         return self.alone.reason if alone and self.alone else self.policy.reason
 
-    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan | None]:
-        """(k, the plan to be told with the round) for those seats whose k is open; no plan where the last k is kept.
+    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
+        """(k, the plan to be told with the round) for those seats whose k is open.
 
         batch: places that the round is captured for, which is what it costs; by default those taken.
         """
         longest, size = max(seat.context for seat in seats), batch or len(seats)
         if self.rests and size == self.last[1]:
             self.rests -= 1
-            return self.last[0], None
-        wanted = self.policy.choose_batch([State(seat.name, size, longest) for seat in seats if seat.open])
-        plan, self.rests, self.choices = self.policy.plan, 0, self.choices + 1
-        k = self._offer(wanted, plan)
-        self.last = k, size, plan.probing or plan.timing
-        return k, plan
+            return self.last[0], STANDING
+        states = [State(seat.name, size, longest) for seat in seats if seat.open]
+        wanted, self.rests, self.choices = self.policy.choose_batch(states), 0, self.choices + 1
+        plan = self.policy.plan
+        self.last, self.spare = (self._offer(wanted, plan), size), self._spare(len(states), plan)
+        return self.last[0], plan
 
-    def delayed(self, seats: int) -> None:
-        """The device had nothing to do by the time the last choice was made: of so many, the next ones may keep it.
+    def _spare(self, count: int, plan: Plan) -> int:
+        """A batch tells as much in few rounds as one text does in many, and more is news at first than later.
 
-        A batch tells as much in few rounds as one text does in many, and more is news at first than later.
+        None of a choice that was made to learn, or that took no thinking.
         """
-        learns = self.last[2]
-        self.rests = min(seats, RESTS, self.choices // RESTS_EVERY) if seats > 1 and not learns else 0
+        if count == 1 or plan.view is None or plan.probing or plan.timing:
+            return 0
+        return min(count, RESTS, self.choices // RESTS_EVERY)
+
+    def delayed(self) -> bool:
+        """The device ran out of work before the last choice was made: whether that is kept for a while now."""
+        if not self.spare:
+            return False
+        self.rests, self.spare = self.spare, 0
+        return True
 
     def _offer(self, wanted: int, plan: Plan) -> int:
         """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond.
@@ -126,14 +136,17 @@ class Pilot:
             return k
         if ready and k and not plan.probing and self.waited < CAPTURE_EVERY:
             k = min(ready, key=lambda other: abs(other - k))
-            self.last = k, *self.last[1:]
+            self.last = k, self.last[1]
             return k
         self.waited = 0
         return k
 
     def observe(self, plan: Plan, served: Sequence[Served]) -> None:
         """A round was read."""
-        if served:
+        if plan is STANDING:
+            for one in served[:1]:
+                self.policy.table.observe(one.k, one.ms, one.batch, one.context)
+        elif served:
             self.policy.observe_batch(served, plan)
 
 
