@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from paceline.control import predict, requests
 from paceline.control.logistic import newton, solved
+from paceline.control.policy import Served
 from paceline.control.predict import Acceptance, expected_tokens
 
 
@@ -101,6 +103,63 @@ def test_a_surer_drafter_is_expected_to_be_right() -> None:
         for hit in (1, 0):
             model.observe(name, hit, [mark])
     assert model.law("sure")[0] > model.law("unsure")[0] + 0.1
+
+
+def pooled(laws: list[list[float]]) -> list[float]:
+    """Of those that reach a position, how many pass: by the law of each of them."""
+    alive, law = np.ones(len(laws)), []
+    for passes in np.array(laws).T:
+        law.append(float((alive * passes).sum() / alive.sum()))
+        alive = alive * passes
+    return law
+
+
+BATCH = [("a", 3), ("b", 0), ("c", 2), ("d", 4)]
+
+
+@pytest.mark.parametrize("margins", [(), (4.0, 3.0, 0.5, 20.0)])
+def test_a_batch_is_heard_and_foretold_as_its_texts_are_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, margins: tuple[float, ...]
+) -> None:
+    monkeypatch.setattr(predict, "EARLY", ())  # a fit between two texts of a batch would come after both
+    monkeypatch.setattr(predict, "REFIT", 1000)
+    together, apart = Acceptance(5), Acceptance(5)
+    for model in together, apart:
+        model.law(*(name for name, _ in BATCH))  # all are new at once: none is like those before it
+    for at in range(20):
+        names = BATCH[at % 3 :]
+        served = [Served(name, 4, kept, 1.0, margins=margins) for name, kept in names]
+        together.observe_batch(served, rested=at == 12)
+        for one in served:
+            apart.observe(one.request, one.accepted, one.certainty, rested=at == 12)
+        each = [apart.law(name) for name, _ in names]
+        assert together.law(*(name for name, _ in names)) == pytest.approx(pooled(each))
+        assert together.law("d") == pytest.approx(apart.law("d"))
+    assert together.scale == pytest.approx(apart.scale)
+    assert together.samples.rows == pytest.approx(apart.samples.rows)
+    assert together.rounds == apart.rounds
+    assert pooled(each) != pytest.approx(each[0], abs=0.02)  # else any text's law would do
+
+
+def test_in_large_batches_all_positions_are_fitted() -> None:
+    """Two fits' worth of rounds at once: no position is passed over."""
+    model = Acceptance(8)
+    for _ in range(12):
+        model.observe_batch([Served(f"{at}", 8, 8, 1.0) for at in range(32)])
+    assert (model.weights[:, 0] > model.prior[:, 0] + 0.5).all()
+
+
+def test_who_was_not_heard_of_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "REQUESTS", 3)
+    model = Acceptance(2)
+    for name in "abc":
+        model.observe(name, 2 * (name == "a"), [0.0, 0.0])
+    good = model.law("a", "b")
+    assert set(model.requests.known) == set("abc")
+    model.observe("d", 0, [0.0, 0.0])
+    assert set(model.requests.known) == set("bcd")
+    assert model.law("a", "b") != pytest.approx(good, abs=1e-3)  # not read from where it was before
+    assert set(model.requests.known) == set("dab")
 
 
 def test_expected_tokens_are_those_of_a_chain() -> None:

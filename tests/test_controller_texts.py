@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paceline.acceptance import PROFILES, Profile, expected_tokens, survival
-from paceline.control import auto, drift, predict
+from paceline.control import auto, drift, requests
 from paceline.control.auto import Auto
 from paceline.control.belief import BEFORE
 from paceline.control.cost import CostTable, Timing
@@ -60,7 +60,7 @@ def test_what_earlier_texts_were_like_is_worth_something(monkeypatch: pytest.Mon
     """The control: a controller to which every text is the first."""
     turns = (HOPELESS, ("perfect",))
     learnt = over_best("26b-a4b", turns)
-    monkeypatch.setattr(predict, "usual", lambda earlier, before: BEFORE)
+    monkeypatch.setattr(requests, "usual", lambda earlier, before: BEFORE)
     assert over_best("26b-a4b", turns) < learnt - 0.01
 
 
@@ -171,7 +171,7 @@ def drained(policy: Auto, profile: Profile, sizes: int, seed: int) -> list[float
     kept, found = np.array(survival(profile)), list[float]()
     times = real.times(sizes, 256)
     best = max(expected_tokens(profile, k) / times[k] for k in DRAFTS)
-    for batch in range(4):
+    for batch in range(6):
         left, tokens, ms = {f"{batch} {i}": 144 for i in range(sizes)}, 0.0, 0.0
         while left:
             padded = 1 << (len(left) - 1).bit_length()

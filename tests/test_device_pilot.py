@@ -16,7 +16,7 @@ from paceline.control.kinds import Kinds
 from paceline.control.parking import Parking
 from paceline.control.policy import Served, State
 from paceline.control.predict import expected_tokens as predicted
-from paceline.control.view import Plan, View, pooled
+from paceline.control.view import Plan, View
 from paceline.device.pilot import (
     BATCHES,
     CAPTURE_EVERY,
@@ -170,7 +170,7 @@ def test_one_k_for_all_goes_by_the_sum() -> None:
 def test_seats_of_a_fixed_length_teach_nothing() -> None:
     one = pilot(CHEAP)
     serve(one, [Seat("a", 10, True), Seat("b", 10, False)], {"a": 2, "b": 0}, 20)
-    assert set(one.policy.acceptance.requests) == {"a"}
+    assert set(one.policy.acceptance.requests.known) == {"a"}
 
 
 def test_an_unknown_time_leaves_the_table_alone() -> None:
@@ -210,23 +210,37 @@ def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
     serve(one, seats, {seat.name: 4 for seat in seats}, RESTS_EVERY * RESTS)
     k, plan = one.choose(seats)
     assert plan is not STANDING
-    assert one.delayed()
+    assert one.delayed(idle=True)
     for _ in range(RESTS):
         assert one.choose(seats) == (k, STANDING)
-        assert not one.delayed()  # whatever else the host does then
-    assert one.choose(seats)[1] is not STANDING
-    assert one.choose(seats)[1] is not STANDING  # nothing was said of this one
-    one.delayed()
+        assert not one.delayed(idle=True)  # whatever else the host does then
+    for idle in (False, True):
+        assert one.choose(seats)[1] is not STANDING  # the device did not wait for the one before
+        one.delayed(idle)
     assert one.choose(seats[:8])[1] is not STANDING  # rounds of another size take another time
+
+
+def test_a_round_that_waited_for_thinking_is_not_timed_and_one_that_waited_for_anything_else_is() -> None:
+    one, seats = pilot(CHEAP), seats_of(4)
+    k, plan = one.choose(seats)
+    assert not one.delayed(idle=False)
+    assert not one.delayed(idle=True)  # nothing was thought since
+    one.observe(plan, [Served(seat.name, k, k, 2.0, 4) for seat in seats])
+    assert one.delayed(idle=True)
+    one.observe(STANDING, [Served("0", k, k, 2.0, 4)])
+    assert not one.delayed(idle=True)
+    alone = pilot(CHEAP)
+    alone.choose(seats[:1])  # each of its rounds costs as much
+    assert not alone.delayed(idle=True)
 
 
 def test_what_is_kept_is_a_batchs_choice_that_took_thinking_and_was_not_made_to_learn() -> None:
     view = View([0.5], [1.0, 1.5], [1.0, 1.1])
-    plain, rest = Plan(view, 1), Plan()
+    plain, rest, timing = Plan(view, 1), Plan(), Plan(view, 1, timing=True)
     for count, choices, plan, rests in (
         (2, 100, plain, 2), (2, RESTS_EVERY, plain, 1), (2, 0, plain, 0), (100, 1000, plain, RESTS),
-        (1, 100, plain, 0), (2, 100, rest, 0), (2, 100, Plan(view, 1, probing=True), 0),
-        (2, 100, Plan(view, 1, timing=True), 0),
+        (1, 100, plain, 0), (2, 100, rest, 0), (2, 100, Plan(view, 1, probing=True), 0), (2, 100, Plan(view, 2), 0),
+        (2, 0, timing, 1), (16, 100, timing, 1), (1, 100, timing, 0),
     ):  # fmt: skip
         one = pilot(CHEAP)
         one.choices = choices
@@ -251,7 +265,7 @@ def test_what_is_kept_is_what_was_played() -> None:
     k, plan = one.choose(seats)
     one.waited = 0
     assert (k, one.affordable(k, plan, [2])) == (8, 2)
-    one.delayed()
+    assert one.delayed(idle=True)
     assert one.choose(seats) == (2, STANDING)
 
 
@@ -264,8 +278,7 @@ def test_a_batch_that_chooses_rarely_comes_to_the_same(kept: int) -> None:
             ks.append(k)
             ms = one.policy.table.ms(k, 16)
             waiting.append((plan, [Served(seat.name, k, min(k, kept), ms, 16) for seat in seats]))
-            if delayed:
-                one.delayed()
+            one.delayed(delayed)
             if len(waiting) > 1:
                 one.observe(*waiting.pop(0))
         return ks
@@ -274,12 +287,6 @@ def test_a_batch_that_chooses_rarely_comes_to_the_same(kept: int) -> None:
     usual = max(set(often[200:]), key=often[200:].count)
     assert often[200:].count(usual) > 160
     assert rarely[200:].count(usual) > 160
-
-
-def test_pooled_acceptance_is_that_of_those_who_get_there() -> None:
-    assert pooled([[0.5, 0.5]]) == [0.5, 0.5]
-    assert pooled([[1.0, 1.0], [0.0, 0.9]]) == [0.5, 1.0]
-    assert pooled([[0.0, 1.0], [0.0, 1.0]]) == [0.0, 0.0]
 
 
 def test_texts_alone_have_a_policy_that_knows_what_the_host_costs() -> None:

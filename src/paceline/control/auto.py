@@ -16,14 +16,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paceline.control import drift, logistic
+from paceline.control import belief, drift
 from paceline.control.cost import CostTable
 from paceline.control.guard import SCORED, Guard
 from paceline.control.parking import PROBE_FIRST, PROBE_LAST, Parking
 from paceline.control.policy import Served, State
-from paceline.control.predict import REQUESTS, Acceptance, Reading, expected_tokens
+from paceline.control.predict import Acceptance, Reading, expected_tokens
+from paceline.control.requests import REQUESTS
 from paceline.control.stop import Stop, surety
-from paceline.control.view import REST, Plan, View, pooled
+from paceline.control.view import REST, Plan, View
 
 PARK, LEAVE = 1.01, 1.04  # drafts stop below this speed-up, and begin again above that
 PROBE_SHARE, PROBE_WEIGHT = 0.01, 0.2  # of the time while parked; of the newest in the average of what they take
@@ -60,7 +61,7 @@ class Auto:
 
     def __init__(self, table: CostTable, k_max: int, guard: bool = True, listens: bool = False) -> None:
         drift.warm_up()
-        logistic.warm_up()
+        belief.warm_up()
         self.table, self.k_max, self.listens = table, min(k_max, table.k_max), listens
         self.acceptance, self.reading = Acceptance(self.k_max), Reading()
         self.guarded, self.guards = guard, dict[int, Guard]()
@@ -73,7 +74,7 @@ class Auto:
         self.won = self.promised = GAIN_ROUNDS
         self.probe_ms, self.kept, self.resting = 0.0, 0, 0
         self.say: Callable[[], str] = str
-        self.names: list[str] = []
+        self.names: tuple[str, ...] = ()
         self.chosen, self.held, self.news = 0, 0, 0
 
     @property
@@ -92,43 +93,40 @@ class Auto:
         """How many tokens the coming rounds of one sequence draft, at most: so many as `patience` says."""
         if self.resting:
             self.last.since += self.resting // 2  # the text ended within them, nobody says where
-        k = self.choose_batch([state])
+        k = self.choose_batch((state.request,), state.batch, state.context)
         self.patience = self._patience(k)
         self.rounds += self.patience - 1
         self.resting = 0 if k else self.patience - 1
         return k
 
-    def choose_batch(self, states: Sequence[State]) -> int:
+    def choose_batch(self, names: tuple[str, ...], batch: int, context: int) -> int:
         """How many tokens each sequence of a batch drafts in the coming round: those of most tokens a millisecond."""
-        first, names = states[0], [state.request for state in states]
         self.rounds, self.patience = self.rounds + 1, 1
         self.before, self.first = self.first, self.rounds
         self.scoring = self._crossed(SCORED_ALONE if self.listens and self.drafting > SLOW_START else SCORED)
         if names == self.names and self._holds():
             return self.chosen
         self.names, self.held, self.news = names, 0, 0
-        request = first.request if len(states) == 1 else BATCH
+        request = names[0] if len(names) == 1 else BATCH
         parking = self._parking(request)
         self.last, self.request = parking, request
-        view = self._view(states, parking)
+        view = self._view(names, self.table.times(batch, context)[: self.k_max + 1], parking)
         self.stop = None
         self.timing = False
         own = self._own(parking, view)
         self.plan = Plan(view, own, self.stop, parking.probing, self.timing)
-        k = self._guarded(own, self.plan, first.batch) if self.guarded else own
+        k = self._guarded(own, self.plan, batch) if self.guarded else own
         if k == 0 and parking.parked:
             self.plan = REST
         parking.since = 0 if k else parking.since + 1
         self.chosen = k
         return k
 
-    def _view(self, states: Sequence[State], parking: Parking) -> View:
-        first, laws = states[0], [self.acceptance.law(state.request) for state in states]
-        times = self.table.times(first.batch, first.context)[: self.k_max + 1]
-        law = laws[0] if len(laws) == 1 else pooled(laws)
+    def _view(self, names: tuple[str, ...], times: Sequence[float], parking: Parking) -> View:
+        law = self.acceptance.law(*names)
         view = View(law, expected_tokens(law), times)
-        if parking.heard < 2 * KNOWN and len(laws) == 1 and not self.listens and view.pace * times[0] > PARK:
-            view.best = self.acceptance.cheapest(first.request, times)
+        if parking.heard < 2 * KNOWN and len(names) == 1 and not self.listens and view.pace * times[0] > PARK:
+            view.best = self.acceptance.cheapest(names[0], times)
         return view
 
     def _holds(self) -> bool:
@@ -148,7 +146,7 @@ class Auto:
         parking = self.last
         if parking.parked and not k:
             return parking.rest + 1  # this round counts as rested already
-        settled = parking.heard >= (SETTLED if self.acceptance.texts < TEXTS else 1)
+        settled = parking.heard >= (SETTLED if self.acceptance.requests.texts < TEXTS else 1)
         if not self.listens or parking.probing or self.drafting <= SLOW_START or not settled:
             return 1
         return THINK_EVERY if k else PLAIN_RUN
@@ -171,11 +169,7 @@ class Auto:
             self.news += 2 * sum(not served.accepted for served in batch) >= len(batch)
         if view and known and self.scoring and plan.guard:
             self._score(plan.guard, plan, view, batch)
-        for served in batch:
-            if served.tries:
-                self.acceptance.hear(served.request, served.tries, served.hits)
-            if served.k or served.unmade is not None:
-                self._learn(plan, served)
+        self._learn(plan, batch)
         parking = self._parking(one.request if len(batch) == 1 else BATCH)
         if one.k or one.unmade is not None:  # in a batch all draft alike
             parking.heard += 1
@@ -211,9 +205,16 @@ class Auto:
             return bool((self.last.since if plan is REST else self.rounds) % TOLD)
         return self.held > 1
 
-    def _learn(self, plan: Plan, served: Served) -> None:
-        self.kept += served.accepted
-        unmade = None
+    def _learn(self, plan: Plan, batch: Sequence[Served]) -> None:
+        served, unmade = batch[0], None
+        if served.tries:
+            self.acceptance.hear(served.request, served.tries, served.hits)
+        if not served.k and served.unmade is None:
+            return
+        self.kept += sum([one.accepted for one in batch])
+        if len(batch) > 1:
+            self.acceptance.observe_batch(batch, plan.probing)
+            return
         if served.unmade is not None:
             unmade = surety(served.unmade), self.reading.stop(0.0, 0.0).chance(served.k, served.unmade)
         self.acceptance.observe(served.request, served.accepted, served.certainty, plan.probing, unmade)

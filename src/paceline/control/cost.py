@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -139,10 +139,10 @@ def _between(buckets: list[int], value: float) -> tuple[int, int, float]:
     """The buckets around `value` and how far it lies towards the second."""
     if value <= buckets[0]:
         return 0, 0, 0.0
-    for i, (low, high) in enumerate(pairwise(buckets)):
-        if value <= high:
-            return i, i + 1, (value - low) / (high - low)
-    return len(buckets) - 1, len(buckets) - 1, 0.0
+    i = bisect_right(buckets, value) - 1
+    if buckets[i] == value or i == len(buckets) - 1:
+        return i, i, 0.0
+    return i, i + 1, (value - buckets[i]) / (buckets[i + 1] - buckets[i])
 
 
 def _mixed(low: list[float], high: list[float], share: float) -> list[float]:

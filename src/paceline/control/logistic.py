@@ -1,15 +1,14 @@
 """Logistic laws of acceptance: what they predict, how likely they make an outcome, and how they are fitted.
 
 Compiled, since a round of a small model takes as long as ten calls of NumPy that find the caches swept. Shapes: weights
-[k, FEATURES], a law for each draft position; sure [2], certainty of late and over the request, standardised; levels
-[L], shifts in logits that hold for all positions; rows [laws, WINDOW, FEATURES + 2], rings of features, then offset and
-outcome, of which seen [laws] were written.
+[k, FEATURES], a law for each draft position; sure [2 or more], first certainty of late and over the request,
+standardised; rows [laws, WINDOW, FEATURES + 2], rings of features, then offset and outcome, of which seen [laws] were
+written.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 from numba import njit
@@ -20,6 +19,8 @@ Ints = NDArray[np.int64]
 FEATURES = 3  # one, certainty of late, certainty over the request
 WINDOW = 256  # verified drafts of one position that a fit looks back on
 NEWTON_STEPS, SMALL = 4, 0.02  # at most, and a step that needs no other
+LEVELS = np.arange(-6.0, 3.7, 0.6)  # shifts in logits that hold for all positions of a text
+SHIFTS = np.exp(-LEVELS)
 LEAST = 1e-9  # likelihood of anything: their product must not vanish
 LATELY, OVERALL = 0.3, 0.05  # weights of the newest certainty in its two averages
 FADING = 0.001  # and in the scale of all requests' at least
@@ -34,74 +35,61 @@ def tempered(likelihood: Floats) -> Floats:
 
 
 @njit(cache=True)
-def passed(weights: Floats, sure: Floats, level: float, j: int) -> float:
-    """The chance that draft j is kept where all before it are."""
+def against(weights: Floats, sure: Floats, j: int) -> float:
+    """The odds against draft j where all before it were kept, at level 0; a level multiplies them by exp(-level)."""
     w = weights[j]
-    return 1.0 / (1.0 + math.exp(-(w[0] + w[1] * sure[0] + w[2] * sure[1] + level)))
+    return math.exp(-(w[0] + w[1] * sure[0] + w[2] * sure[1]))
 
 
 @njit(cache=True)
-def conditional(weights: Floats, sure: Floats, levels: Floats, odds: Floats) -> Floats:
-    """Conditional acceptance by position, [k]: of what reaches it in the mean of the levels, how much passes."""
-    alive, law, before = odds.copy(), np.empty(len(weights)), odds.sum()
-    for j in range(len(law)):
-        for i in range(len(levels)):
-            alive[i] *= passed(weights, sure, levels[i], j)
-        after = alive.sum()
-        law[j], before = after / before, after
-    return law
+def reach(weights: Floats, sure: Floats, odds: Floats, reached: Floats) -> None:
+    """Adds to reached [k + 1] how likely so many drafts are kept at least, in the mean of levels with `odds` [L]."""
+    alive = odds.copy()
+    reached[0] += alive.sum()
+    for j in range(len(weights)):
+        bad = against(weights, sure, j)
+        for i in range(len(alive)):
+            alive[i] /= 1.0 + bad * SHIFTS[i]
+        reached[j + 1] += alive.sum()
 
 
 @njit(cache=True)
-def outcome(weights: Floats, sure: Floats, levels: Floats, kept: int, further: float) -> Floats:
+def outcome(weights: Floats, sure: Floats, kept: int, further: float) -> Floats:
     """How likely each level makes it that `kept` drafts are kept, and one more by the chance `further`: [L], tempered.
 
     0 says that it was rejected, and 1 that it was kept; what is negative, that nothing is known of it.
     """
-    found = np.ones(len(levels))
-    for i in range(len(levels)):
-        for j in range(kept):
-            found[i] *= passed(weights, sure, levels[i], j)
-        if further >= 0.0:
-            p = passed(weights, sure, levels[i], kept)
-            found[i] *= (1.0 - further) * (1.0 - p) + further * p
+    found = np.ones(len(SHIFTS))
+    for j in range(kept):
+        found /= 1.0 + against(weights, sure, j) * SHIFTS
+    if further >= 0.0:
+        p = 1.0 / (1.0 + against(weights, sure, kept) * SHIFTS)
+        found *= (1.0 - further) * (1.0 - p) + further * p
     told: Floats = tempered(found)
     return told
 
 
 @njit(cache=True)
-def counted(weights: Floats, sure: Floats, levels: Floats, tries: int, hits: int) -> Floats:
+def counted(weights: Floats, sure: Floats, tries: int, hits: int) -> Floats:
     """How likely each level makes it that the first draft is kept in so many rounds of `tries`, [L], tempered."""
-    found = np.empty(len(levels))
-    for i in range(len(levels)):
-        p = passed(weights, sure, levels[i], 0)
-        found[i] = p**hits * (1.0 - p) ** (tries - hits)
-    told: Floats = tempered(found)
+    p = 1.0 / (1.0 + against(weights, sure, 0) * SHIFTS)
+    told: Floats = tempered(p**hits * (1.0 - p) ** (tries - hits))
     return told
 
 
 @njit(cache=True)
-def least_wasted(weights: Floats, sure: Floats, levels: Floats, odds: Floats, times: Floats) -> int:
+def least_wasted(weights: Floats, sure: Floats, odds: Floats, times: Floats) -> int:
     """The k from 1 up that wastes the least time in the mean over the levels; see `Acceptance.cheapest`."""
     saved = -times
     tokens = np.ones(len(times))
-    for i in range(len(levels)):
+    for i in range(len(SHIFTS)):
         whole, best = 1.0, tokens[0] / times[0]
         for k in range(1, len(times)):
-            whole *= passed(weights, sure, levels[i], k - 1)
+            whole /= 1.0 + against(weights, sure, k - 1) * SHIFTS[i]
             tokens[k] = tokens[k - 1] + whole
             best = max(best, tokens[k] / times[k])
         saved += odds[i] / best * tokens
     return 1 + int(np.argmax(saved[1:]))
-
-
-@njit(cache=True)
-def settled(odds: Floats, usual: Floats, told: tuple[Floats, float], levels: Floats) -> tuple[Floats, float]:
-    """Odds [L] after what was told [L], of a text that is still the same with so much chance; and the mean level."""
-    likelihood, same = told
-    new = (same * odds + (1.0 - same) * usual) * likelihood
-    new /= new.sum()
-    return new, (new * levels).sum()
 
 
 # ---- what is learnt -------------------------------------------------------------------------------------------------
@@ -182,18 +170,3 @@ def solved(matrix: Floats, right: Floats) -> Floats:
             x[i] -= m[i, j] * x[j]
         x[i] /= m[i, i]
     return x
-
-
-@cache
-def warm_up() -> None:
-    """Compiles all of these, or loads them: else the first rounds that are told of would wait for it."""
-    weights, sure, two = np.zeros((1, FEATURES)), np.zeros(2), np.ones(2)
-    rows, seen = np.zeros((1, WINDOW, FEATURES + 2)), np.zeros(1, np.int64)
-    law = two, two
-    settled(outcome(weights, sure, two, 0, 0.0), counted(weights, sure, two, 1, 1), (two, 1.0), two)
-    conditional(weights, sure, *law)
-    least_wasted(weights, sure, *law, two)
-    note_round(rows, seen, sure, 0.0, 0)
-    note(rows, seen, 0, (0.0, 0.0, 0.0, True))
-    mark(sure, np.zeros(3), two)
-    newton(rows[0, : seen[0]], np.zeros(FEATURES), np.ones(FEATURES))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from paceline.control.stop import Stop, surety
+from paceline.control.stop import SUREST, Stop, surety
 from paceline.errors import UsageError
 
 
@@ -51,7 +51,7 @@ class Served(NamedTuple):
     def certainty(self) -> Sequence[float]:
         """One number for each draft: the margin, else the logit of the confidence, else nothing known (0)."""
         if self.margins:
-            return [min(margin, 12.0) for margin in self.margins]
+            return [min(margin, SUREST) for margin in self.margins]
         return [surety(p) for p in self.confidences] or (0.0,) * self.k
 
 

@@ -10,26 +10,15 @@ learnt from the rounds that reached it, which makes it the conditional probabili
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, usual
-from paceline.control.logistic import (
-    FEATURES,
-    WINDOW,
-    Floats,
-    conditional,
-    counted,
-    least_wasted,
-    mark,
-    newton,
-    note,
-    note_round,
-    outcome,
-)
-from paceline.control.stop import Stop, surety
+from paceline.control.belief import hear_round, hear_rounds, mark_rounds, pooled_law
+from paceline.control.logistic import FEATURES, WINDOW, Floats, Ints, counted, least_wasted, mark, newton, note
+from paceline.control.policy import Served
+from paceline.control.requests import Requests
+from paceline.control.stop import SUREST, Stop, surety
 
 # Rounds after which all laws are fitted, and then those after which one is, in turns: nothing changes faster.
 EARLY, REFIT, REREAD = (8, 24, 64), 24, 96
@@ -37,19 +26,7 @@ LEAST = 6  # drafts of a position worth a fit
 PRIOR = (1.1, 0.4, 0.2)  # logit of 0.75; a surer drafter is more often right
 PRECISION = np.array([2.0, 8.0, 8.0])
 NEIGHBOUR = 6.0  # how closely a position keeps to the one before it, in verified drafts of certainty
-REQUESTS = 1024  # remembered at once
-RENEW = 4  # texts after which it is summed up anew what they were like, once there are so many
 CONFIDENT, TRUST = np.array([0.0, 1.0, 0.0]), np.array([2.0, 8.0, 40.0])  # offset, slope, depth, and their precision
-
-
-class Request(Belief):
-    """What is known of a request: how well it is guessed, and its certainty of late and over all [2], standardised."""
-
-    __slots__ = ("sure",)
-
-    def __init__(self, odds: Floats) -> None:
-        super().__init__(odds)
-        self.sure = np.zeros(2)
 
 
 class Samples:
@@ -75,20 +52,19 @@ class Acceptance:
             self.prior[:, 0] = [logit(p) for p in prior]
         self.weights: Floats = self.prior.copy()
         self.samples = Samples(k_max)
-        self.requests: OrderedDict[str, Request] = OrderedDict()
+        self.requests = Requests()
         self.scale = np.array([0.0, 1.0, 0.0])  # of all requests' certainty: mean, variance, how many marks
-        self.rounds, self.texts, self.before, self.usual = 0, 0, BEFORE, BEFORE
+        self.rounds, self.turn = 0, 1
 
     def start_from(self, other: Acceptance) -> None:
         """Takes the other's laws for a prior, its scale of certainty, and what its texts were like."""
         self.prior, self.weights = other.weights.copy(), other.weights.copy()
         self.scale = np.minimum(other.scale, (np.inf, np.inf, 64.0))
-        self.before = self.usual = usual(reversed(other.requests.values()), other.before)
+        self.requests.start_from(other.requests)
 
-    def law(self, request: str) -> list[float]:
-        """Conditional acceptance by position, [k_max], from earlier rounds only."""
-        known = self._request(request)
-        law: list[float] = conditional(self.weights, known.sure, LEVELS, known.odds).tolist()
+    def law(self, *requests: str) -> list[float]:
+        """Conditional acceptance by position, [k_max], of requests together, from earlier rounds only."""
+        law: list[float] = pooled_law(self.weights, self.requests.book, self.requests.places(requests)).tolist()
         return law
 
     def cheapest(self, request: str, times: Sequence[float]) -> int:
@@ -97,8 +73,8 @@ class Acceptance:
         Wasted is what a round takes longer than its tokens would at the best pace of the text, which later rounds will
         know: of a text that may be hopeless long drafts waste much, of a good one short drafts only a little.
         """
-        known = self._request(request)
-        return int(least_wasted(self.weights, known.sure, LEVELS, known.odds, np.array(times)))
+        known = self.requests.of(request)
+        return int(least_wasted(self.weights, known.marks, known.odds, np.array(times)))
 
     def observe(
         self,
@@ -114,24 +90,29 @@ class Acceptance:
         unmade: certainty of one guess more, which was dropped, and the chance it had: without it, a drafter that knows
         its guesses to be bad would never be heard of.
         """
-        drafted, known = min(len(certainty), self.k_max), self._request(request)
+        drafted, known = min(len(certainty), self.k_max), self.requests.of(request)
         kept, further = min(accepted, drafted), 0.0 if accepted < drafted else -1.0
         if unmade is not None and accepted == len(certainty) < self.k_max:
             further = unmade[1]
-        known.hear(outcome(self.weights, known.sure, LEVELS, kept, further), rested)
+        hear_round(self._laws, (known.marks, known.table), (kept, drafted, further, rested))
         reached = min(accepted + 1, drafted)
         if reached:
-            note_round(self.samples.rows[:drafted], self.samples.seen, known.sure, known.level, kept)
-            self.rounds += 1
-            if self.rounds in EARLY:
-                for j in range(self.k_max):
-                    self._fit(j)
-            elif self.rounds % REFIT == 0:
-                self._fit(self.rounds // REFIT % self.k_max)
+            self._heard(1)
             if any(certainty):  # else nothing is known of it
-                mark(known.sure, self.scale, np.array(certainty[:reached], np.float64))
+                mark(known.marks, self.scale, np.array(certainty[:reached], np.float64))
         if unmade is not None:
-            mark(known.sure, self.scale, np.array(unmade[:1]))
+            mark(known.marks, self.scale, np.array(unmade[:1]))
+
+    def observe_batch(self, batch: Sequence[Served], rested: bool = False) -> None:
+        """A verified round of many requests, each of which drafted as much."""
+        at, drafted = self.requests.places(tuple([served.request for served in batch])), min(batch[0].k, self.k_max)
+        kept = np.array([min(served.accepted, drafted) for served in batch])
+        hear_rounds(self._laws, self.requests.book, at, (kept, drafted, rested))
+        self._heard(len(batch))
+        if any(served.margins for served in batch):
+            told = np.array([served.margins or (0.0,) * batch[0].k for served in batch])
+            certainty = np.minimum(told, SUREST)
+            mark_rounds(self.requests.book[0], at, self.scale, certainty, kept)
 
     @property
     def told(self) -> bool:
@@ -140,19 +121,22 @@ class Acceptance:
 
     def hear(self, request: str, tries: int, hits: int) -> None:
         """Of so many rounds that drafted, so many kept their first draft; nothing else is known of them."""
-        known = self._request(request)
-        known.hear(counted(self.weights, known.sure, LEVELS, tries, hits))
+        known = self.requests.of(request)
+        known.hear(counted(self.weights, known.marks, tries, hits))
 
-    def _request(self, name: str) -> Request:
-        known = self.requests.get(name)
-        if known is None:
-            self.texts += 1
-            if self.texts < RENEW or self.texts % RENEW == 0:
-                self.usual = usual(reversed(self.requests.values()), self.before)
-            known = self.requests[name] = Request(self.usual)
-            if len(self.requests) > REQUESTS:
-                self.requests.popitem(last=False)
-        return known
+    @property
+    def _laws(self) -> tuple[Floats, Floats, Ints]:
+        return self.weights, self.samples.rows, self.samples.seen
+
+    def _heard(self, count: int) -> None:
+        """Fits what is due after so many rounds more."""
+        before, self.rounds = self.rounds, self.rounds + count
+        if any(before < due <= self.rounds for due in EARLY):
+            for j in range(self.k_max):
+                self._fit(j)
+        elif self.rounds // REFIT > before // REFIT:
+            self.turn += 1
+            self._fit(self.turn % self.k_max)
 
     def _fit(self, j: int) -> None:
         """Newton's method for one position; with few verified drafts, it keeps close to the one before it."""

@@ -45,13 +45,3 @@ class Plan:
 
 
 REST = Plan()
-
-
-def pooled(laws: Sequence[Sequence[float]]) -> list[float]:
-    """Conditional acceptance by position of all sequences together: of those that reach it, how many pass."""
-    alive, law = [1.0] * len(laws), list[float]()
-    for j in range(len(laws[0])):
-        reached = sum(alive)
-        alive = [whole * one[j] for whole, one in zip(alive, laws, strict=True)]
-        law.append(sum(alive) / reached if reached else 0.0)
-    return law

@@ -215,14 +215,14 @@ class DeviceEngine:
         if self.pilot and plan:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
-            late = bool(self.pending) and self.pending[-1].done and self.pilot.delayed()
+            late = self.pilot.delayed(bool(self.pending) and self.pending[-1].done)
         captured = self.graphs.has(shape)
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
         ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
-        # The first of a shape waits for its graph, the first behind a prompt for the host, and one whose choice is then
-        # kept for its thinking: no news of rounds to come.
+        # The first of a shape waits for its graph, the first behind a prompt for the host, and one may for thinking: no
+        # news of rounds to come.
         ticket.plan, ticket.timed = plan, captured and not (late or self.hosting or self.seating)
         self.seating = False
         self.pending.append(ticket)
@@ -290,7 +290,7 @@ class DeviceEngine:
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
         told = [(at, *one) for at, one in served.items() if one[0].k == AUTO]
         self.pilot.observe(ticket.plan, [
-            Served(request.name, done.drafted, done.accepted, ms, len(ticket.outcome), request.seat.context,
+            Served(request.name, done.drafted, done.accepted, ms, len(ticket.outcome), request.context,
                    ticket.margins(at, done.drafted))
             for at, request, done in told[: 1 if ticket.plan is STANDING else None]
         ])  # fmt: skip

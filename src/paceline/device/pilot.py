@@ -14,7 +14,7 @@ from paceline.config import DrafterConfig, TextConfig
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
 from paceline.control.kinds import Kinds
-from paceline.control.policy import Policy, Served, State
+from paceline.control.policy import Policy, Served
 from paceline.control.view import Plan
 from paceline.roofline import Round as Work
 from paceline.roofline import pass_flops, traffic
@@ -56,8 +56,7 @@ def prior_table(target: TextConfig, drafter: DrafterConfig | None, beside: Besid
     return CostTable((Timing(b, k, c, ms(b, c, k)) for b, c, k in rounds), vague=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
+class Seat(NamedTuple):
     """A sequence of a round: a name for its request, the length of its text so far, and whether its k is open."""
 
     name: str
@@ -80,6 +79,7 @@ class Pilot:
     choices: int = 0
     spare: int = 0  # rounds that the last choice may be kept for; rests: that it is kept for yet
     rests: int = 0
+    thought: bool = False  # of a batch, since the last launch
 
     def reason(self, alone: bool = False) -> str:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
@@ -94,26 +94,34 @@ class Pilot:
         if self.rests and size == self.last[1]:
             self.rests -= 1
             return self.last[0], STANDING
-        states = [State(seat.name, size, longest) for seat in seats if seat.open]
-        wanted, self.rests, self.choices = self.policy.choose_batch(states), 0, self.choices + 1
+        names = tuple([seat.name for seat in seats if seat.open])
+        wanted, self.rests, self.choices = self.policy.choose_batch(names, size, longest), 0, self.choices + 1
         plan = self.policy.plan
-        self.last, self.spare = (self._offer(wanted, plan), size), self._spare(len(states), plan)
+        self.thought = len(names) > 1 and plan.view is not None
+        self.last, self.spare = (self._offer(wanted, plan), size), self._spare(len(names), plan)
         return self.last[0], plan
 
     def _spare(self, count: int, plan: Plan) -> int:
         """A batch tells as much in few rounds as one text does in many, and more is news at first than later.
 
-        None of a choice that was made to learn, or that took no thinking.
+        One that is to be timed stands for as long as that takes; of those made to learn, and those that took no
+        thinking, none does.
         """
-        if count == 1 or plan.view is None or plan.probing or plan.timing:
+        if count == 1 or plan.view is None or plan.probing:
             return 0
-        return min(count, RESTS, self.choices // RESTS_EVERY)
+        if plan.timing:
+            return 1
+        return min(count, RESTS, self.choices // RESTS_EVERY) if plan.k == plan.view.best else 0
 
-    def delayed(self) -> bool:
-        """The device ran out of work before the last choice was made: whether that is kept for a while now."""
-        if not self.spare:
+    def delayed(self, idle: bool) -> bool:
+        """A round is launched; idle: the device had run out of work. Whether thinking about batches may be why.
+
+        Then the choice that was just made is kept for a while.
+        """
+        thought, self.thought = self.thought, False
+        if not (idle and thought):
             return False
-        self.rests, self.spare = self.spare, 0
+        self.rests, self.spare = self.rests or self.spare, 0
         return True
 
     def _offer(self, wanted: int, plan: Plan) -> int:
@@ -148,6 +156,7 @@ class Pilot:
                 self.policy.table.observe(one.k, one.ms, one.batch, one.context)
         elif served:
             self.policy.observe_batch(served, plan)
+            self.thought |= len(served) > 1 and plan.view is not None
 
 
 def first_pilot(target: TextConfig, drafter: DrafterConfig) -> Pilot:

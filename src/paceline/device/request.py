@@ -49,9 +49,14 @@ class Request:
         return len(self.prompt) + self.params.max_tokens + self.most
 
     @property
+    def context(self) -> int:
+        """Tokens of the prompt and of the text so far."""
+        return len(self.prompt) + self.emitted
+
+    @property
     def seat(self) -> Seat:
         """What the choice of draft lengths knows of it."""
-        return Seat(self.name, len(self.prompt) + self.emitted, self.k == AUTO)
+        return Seat(self.name, self.context, self.k == AUTO)
 
     @property
     def hosted(self) -> bool:
