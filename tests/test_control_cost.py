@@ -165,3 +165,23 @@ def test_a_file_of_bench_shape_is_a_table(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"schema": "paceline-shape/1", "rows": [GOOD | {"distinct_experts": None}, LONGER]}))
     assert read_table(path).times() == pytest.approx([2.0, 2.25, 2.5, 2.75, 3.0])
+
+
+def test_no_round_takes_less_than_the_host_does() -> None:
+    table = CostTable([Timing(b, k, 0, ms) for b in (1, 8) for k, ms in ((0, 1.0), (1, 2.0), (2, 3.0))])
+    table.observe_host(2.2, 8)
+    assert table.times(8) == [2.2, 2.2, 3.0]
+    assert table.times(1) == [1.0, 2.0, 3.0]  # of a batch of another size it takes another time
+    assert table.copy().times(8) == [1.0, 2.0, 3.0]
+    table.observe_host(100.0, 8)  # a hiccup
+    assert table.times(8)[0] < 3.0
+    for _ in range(60):
+        table.observe_host(0.1, 8)
+    assert table.times(8) == [1.0, 2.0, 3.0]
+    for _ in range(60):
+        table.observe_host(1.5, 8)
+        table.observe(0, 1.2, 8)
+    assert table.times(8)[0] == pytest.approx(1.5, abs=0.01)
+    for _ in range(60):
+        table.observe_host(0.1, 8)
+    assert table.times(8)[0] == pytest.approx(1.2, abs=0.01)  # what the device takes was learnt beneath

@@ -358,6 +358,42 @@ def test_a_batch_that_the_device_waits_for_thinks_rarely(sharing: Both, monkeypa
     assert rounds[True][1] > 1
 
 
+class Clock:
+    """Stands for a device's events, each a millisecond after the one before."""
+
+    def __init__(self, idle: bool) -> None:
+        self.idle = idle
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def query(self) -> bool:
+        return self.idle
+
+    def elapsed_time(self, other: Clock) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_what_is_timed_is_the_device_where_it_is_busy_and_the_host_always(
+    sharing: Both, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    made = Ticket.__init__
+
+    def init(self: Ticket, *args: Any) -> None:
+        made(self, *args)
+        self.event = Clock(idle)  # type: ignore[assignment]
+
+    monkeypatch.setattr(Ticket, "__init__", init)
+    engine, text = sharing.engine(sharing.script((PROMPTS[0], [1] * 12))), sharing.plain(PROMPTS[0], GREEDY, 12)
+    engine.pilot = pilot = Watched()
+    assert run(engine, request(PROMPTS[0], 12, AUTO)) == [text]
+    times = [one.ms for _, served in pilot.told for one in served]
+    assert times[0] == 0.0  # behind the prompt
+    assert set(times[1:]) == {0.0 if idle else 1.0}
+    assert pilot.policy.table.host_ms[1] > 0.0
+
+
 def margins_told(both: Both, params: SamplingParams) -> list[Served]:
     """What a pilot is told of the rounds that drafted, of five tokens."""
     engine = both.engine(both.mtp())

@@ -210,28 +210,28 @@ def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
     serve(one, seats, {seat.name: 4 for seat in seats}, RESTS_EVERY * RESTS)
     k, plan = one.choose(seats)
     assert plan is not STANDING
-    assert one.delayed(idle=True)
+    assert one.launched(idle=True)
     for _ in range(RESTS):
         assert one.choose(seats) == (k, STANDING)
-        assert not one.delayed(idle=True)  # whatever else the host does then
+        assert not one.launched(idle=True)  # whatever else the host does then
     for idle in (False, True):
         assert one.choose(seats)[1] is not STANDING  # the device did not wait for the one before
-        one.delayed(idle)
+        one.launched(idle)
     assert one.choose(seats[:8])[1] is not STANDING  # rounds of another size take another time
 
 
-def test_a_round_that_waited_for_thinking_is_not_timed_and_one_that_waited_for_anything_else_is() -> None:
+def test_of_a_batch_choices_and_what_is_heard_take_thought() -> None:
     one, seats = pilot(CHEAP), seats_of(4)
     k, plan = one.choose(seats)
-    assert not one.delayed(idle=False)
-    assert not one.delayed(idle=True)  # nothing was thought since
+    assert one.launched(idle=False)
+    assert not one.launched(idle=True)  # nothing was thought since
     one.observe(plan, [Served(seat.name, k, k, 2.0, 4) for seat in seats])
-    assert one.delayed(idle=True)
+    assert one.launched(idle=True)
     one.observe(STANDING, [Served("0", k, k, 2.0, 4)])
-    assert not one.delayed(idle=True)
+    assert not one.launched(idle=True)
     alone = pilot(CHEAP)
     alone.choose(seats[:1])  # each of its rounds costs as much
-    assert not alone.delayed(idle=True)
+    assert not alone.launched(idle=True)
 
 
 def test_what_is_kept_is_a_batchs_choice_that_took_thinking_and_was_not_made_to_learn() -> None:
@@ -245,6 +245,20 @@ def test_what_is_kept_is_a_batchs_choice_that_took_thinking_and_was_not_made_to_
         one = pilot(CHEAP)
         one.choices = choices
         assert one._spare(count, plan) == rests
+
+
+def test_where_the_host_takes_longer_than_short_drafts_longer_ones_are_free() -> None:
+    """And they are dear again as soon as the host is quick again, without one having been tried."""
+    one, seats = pilot(DEAR), seats_of(4)
+    hits = {seat.name: 2 for seat in seats}
+    serve(one, seats, hits, 60)
+    assert one.choose(seats)[0] == 2
+    for ms, k in ((11.0, 3), (1.0, 2)):
+        for _ in range(60):
+            one.hosted(ms, 4)
+        assert one.policy.table.host_ms[4] == pytest.approx(ms, abs=0.2)
+        ks = [one.choose(seats[: len(seats) - at % 2], 4)[0] for at in range(2)]
+        assert (max(ks) > 2) == (k > 2)
 
 
 def test_of_a_choice_that_is_kept_only_the_time_is_heard() -> None:
@@ -265,7 +279,7 @@ def test_what_is_kept_is_what_was_played() -> None:
     k, plan = one.choose(seats)
     one.waited = 0
     assert (k, one.affordable(k, plan, [2])) == (8, 2)
-    assert one.delayed(idle=True)
+    assert one.launched(idle=True)
     assert one.choose(seats) == (2, STANDING)
 
 
@@ -278,7 +292,7 @@ def test_a_batch_that_chooses_rarely_comes_to_the_same(kept: int) -> None:
             ks.append(k)
             ms = one.policy.table.ms(k, 16)
             waiting.append((plan, [Served(seat.name, k, min(k, kept), ms, 16) for seat in seats]))
-            one.delayed(delayed)
+            one.launched(delayed)
             if len(waiting) > 1:
                 one.observe(*waiting.pop(0))
         return ks

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 K_MOST = 15
 STEP = 0.1  # share of the newest in the average of dropped draft steps
+HOST, HICCUP = 0.1, 3.0  # and in that of the host's work; one that took so many times as long counts for no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,9 @@ class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
     grid [batches][contexts][k_max + 1], in ms, as they were given; `drifts`, one for each bucket that served rounds
-    were of, correct them. `step_ms` is a step of the drafter whose guess was then dropped. vague: predicted times, of
-    which served rounds know better. How many experts a mixture's rounds meet is no part of it: nobody counts them while
+    were of, correct them. `step_ms` is a step of the drafter whose guess was then dropped. `host_ms` is what the host does
+    for a round while the device runs another, by batch: none takes less. vague: predicted times, of which served rounds
+    know better. How many experts a mixture's rounds meet is no part of it: nobody counts them while
     it serves, and what they cost in the mean is in the times of served rounds.
     """
 
@@ -54,12 +56,13 @@ class CostTable:
         self.grid = [[_line(lines, b, c, shape) for c in self.contexts] for b in self.batches]
         self.drifts: dict[tuple[int, int], Drift] = {}
         self.latest: Drift | None = None
+        self.host_ms: dict[int, float] = {}
         self.rounds = 0
 
     def copy(self) -> CostTable:
         """Another table with these times, which learns on its own."""
         other = object.__new__(CostTable)
-        other.__dict__.update(self.__dict__ | {"drifts": {}, "latest": None, "rounds": 0})
+        other.__dict__.update(self.__dict__ | {"drifts": {}, "latest": None, "host_ms": {}, "rounds": 0})
         for key, drift in self.drifts.items():
             other.drifts[key] = self._drift(key, drift)
             if drift is self.latest:
@@ -74,6 +77,10 @@ class CostTable:
 
     def times(self, batch: int = 1, context: int = 0) -> list[float]:
         """Milliseconds of a round of each k, [k_max + 1]."""
+        times, least = self._times(batch, context), self.host_ms.get(batch, 0.0)
+        return [max(ms, least) for ms in times] if least else times
+
+    def _times(self, batch: int, context: int) -> list[float]:
         low, high, share = _between(self.batches, batch)
         times = self._row(low, context)
         return _mixed(times, self._row(high, context), share) if share else times
@@ -96,16 +103,21 @@ class CostTable:
         return self.times(batch, context)[k]
 
     def observe(self, k: int, ms: float, batch: int = 1, context: int = 0) -> None:
-        """A served round took `ms`."""
+        """A served round took `ms`, and waited for no host."""
         if not (math.isfinite(ms) and ms > 0):
             return
-        off = math.log(ms / self.ms(k, batch, context))  # as of now: what was expected beforehand may be rounds old
+        off = math.log(ms / self._times(batch, context)[k])  # as of now: what was expected beforehand may be rounds old
         key = bisect_left(self.between[0], batch), bisect_left(self.between[1], context)
         drift = self.drifts.get(key)
         if drift is None:
             drift = self.drifts[key] = self._drift(key, self.latest)
         self.latest = drift
         self.rounds += drift.learn(k, off)
+
+    def observe_host(self, ms: float, batch: int) -> None:
+        """What the host did for a round took `ms`."""
+        known = self.host_ms.get(batch)
+        self.host_ms[batch] = ms if known is None else known + HOST * (min(ms, HICCUP * known) - known)
 
     def observe_step(self, ms: float) -> None:
         """A draft step whose guess was dropped took so long beside the rest of its round."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ from paceline.types import AUTO, TokenLogprobs
 class Ticket:
     """A round under way: what it will bring, copied to the host behind it.
 
-    plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between.
+    plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between;
+    host_ms: what the host did for it once the round before the last was there, or 0 if rounds to come take another time.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Ticket:
     ) -> None:  # fmt: skip
         self.seated, self.drafted = dict(seated), drafted
         self.plan: Plan | None = None
-        self.timed = False
+        self.timed, self.host_ms, self.there_s = False, 0.0, 0.0
         self.outcome, self.reports = to_host(outcome), None if reports is None else to_host(reports)
         self.rows: list[list[int]] = []
         self.event = torch.cuda.Event(enable_timing=True) if outcome.is_cuda else None  # type: ignore[no-untyped-call]
@@ -58,6 +60,7 @@ class Ticket:
         """Waits, then gives (place, request, round, whether its text ended) for each request that was seated."""
         if self.event:
             self.event.synchronize()
+        self.there_s = time.perf_counter()
         self.rows = self.outcome.tolist()
         for place, request in self.seated.items():
             row = self.rows[place]
@@ -73,7 +76,7 @@ class Ticket:
     def margins(self, place: int, count: int) -> tuple[float, ...]:
         """How sure the drafter was of the first `count` drafts at a place, in logits; none where it does not tell."""
         told = self.rows[place][MARGINS : MARGINS + count]
-        return tuple(margin / MARGIN_UNIT for margin in told) if any(told) else ()
+        return tuple([margin / MARGIN_UNIT for margin in told]) if any(told) else ()
 
     def ms_after(self, before: Ticket) -> float:
         """Time from the end of the ticket before to the end of this one; both were read."""
@@ -210,22 +213,30 @@ class DeviceEngine:
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        (k, plan), late = self._draft_length(), False
+        k, plan = self._draft_length()
         shape = self._shape(k)
         if self.pilot and plan:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
-            late = self.pilot.delayed(bool(self.pending) and self.pending[-1].done)
-        captured = self.graphs.has(shape)
+        captured, idle = self.graphs.has(shape), bool(self.pending) and self.pending[-1].done
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
         ticket = Ticket(places.outcome[: shape.batch], self.seated, shape.k, reports)
-        # The first of a shape waits for its graph, the first behind a prompt for the host, and one may for thinking: no
-        # news of rounds to come.
-        ticket.plan, ticket.timed = plan, captured and not (late or self.hosting or self.seating)
+        ticket.plan = plan
+        if self.pilot and plan:
+            self._time(ticket, self.pilot.launched(idle or self.seating), captured and not self.hosting, idle)
         self.seating = False
         self.pending.append(ticket)
+
+    def _time(self, ticket: Ticket, thought: bool, alone: bool, idle: bool) -> None:
+        """The first round behind a prompt waits for the host, as any does that finds the device idle: of that only the
+        host's work is news, unless it thought. alone: the first of a shape waits for its graph, some for hosted texts.
+        """
+        alone = alone and not self.seating
+        ticket.timed = alone and not idle
+        if alone and not thought and self.last_read and ticket.event:
+            ticket.host_ms = 1e3 * (ticket.made_s - self.last_read.there_s)
 
     def _ready(self, shape: Shape) -> list[int]:
         """Draft lengths on offer, none shorter than asked for, whose rounds of this shape are captured."""
@@ -287,10 +298,12 @@ class DeviceEngine:
         before, self.last_read = self.last_read, ticket if self.pending or self.seated else None
         if self.pilot is None or ticket.plan is None:
             return
+        if ticket.host_ms:
+            self.pilot.hosted(ticket.host_ms, len(ticket.outcome))
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
-        told = [(at, *one) for at, one in served.items() if one[0].k == AUTO]
+        told = ((at, *one) for at, one in served.items() if one[0].k == AUTO)
         self.pilot.observe(ticket.plan, [
             Served(request.name, done.drafted, done.accepted, ms, len(ticket.outcome), request.context,
                    ticket.margins(at, done.drafted))
-            for at, request, done in told[: 1 if ticket.plan is STANDING else None]
+            for at, request, done in islice(told, 1 if ticket.plan is STANDING else None)
         ])  # fmt: skip

@@ -113,16 +113,19 @@ class Pilot:
             return 1
         return min(count, RESTS, self.choices // RESTS_EVERY) if plan.k == plan.view.best else 0
 
-    def delayed(self, idle: bool) -> bool:
-        """A round is launched; idle: the device had run out of work. Whether thinking about batches may be why.
+    def launched(self, idle: bool) -> bool:
+        """A round was launched; idle: the device had run out of work. Whether a batch was thought about before it.
 
-        Then the choice that was just made is kept for a while.
+        If both, the choice that was just made is kept for a while.
         """
         thought, self.thought = self.thought, False
-        if not (idle and thought):
-            return False
-        self.rests, self.spare = self.rests or self.spare, 0
-        return True
+        if idle and thought:
+            self.rests, self.spare = self.rests or self.spare, 0
+        return thought
+
+    def hosted(self, ms: float, batch: int) -> None:
+        """What the host did for a round of so many places, without thinking about it, took so long."""
+        self.policy.table.observe_host(ms, batch)
 
     def _offer(self, wanted: int, plan: Plan) -> int:
         """The length on offer that is nearest: of a shorter and a longer one, that of more tokens a millisecond.
