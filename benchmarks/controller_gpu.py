@@ -21,7 +21,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,9 @@ class Timed(Pilot):
 
     seconds: float = field(default=0.0)
 
-    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
+    def choose(self, seats: Iterable[Seat], size: int) -> tuple[int, Plan]:
         begun = time.perf_counter()
-        chosen = super().choose(seats, batch)
+        chosen = super().choose(seats, size)
         self.seconds += time.perf_counter() - begun
         return chosen
 
@@ -124,8 +124,8 @@ class Ruled(Timed):
 
     rule: Policy = field(default_factory=lambda: Heuristic(LONGEST))
 
-    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
-        plan = Plan(k=self.rule.choose(State(seats[0].name)))
+    def choose(self, seats: Iterable[Seat], size: int) -> tuple[int, Plan]:
+        plan = Plan(k=self.rule.choose(State(next(iter(seats)).name)))
         return self._offer(plan.k, plan), plan
 
     def observe(self, plan: Plan, served: Sequence[Served]) -> None:

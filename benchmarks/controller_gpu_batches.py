@@ -85,9 +85,9 @@ def measure(stage: Batches, tasks: dict[str, list[Task]], passes: int, seed: int
 
 def main() -> None:
     parser = common.parser(__doc__, "controller_gpu_batches.json")
-    parser.add_argument("--prompts", type=int, default=48, help="for each workload; as many of each kind of mixed ones")
+    parser.add_argument("--prompts", type=int, default=48, help="for each workload")
     parser.add_argument("--batch", type=int, default=16, help="texts side by side")
-    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--passes", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
@@ -98,7 +98,8 @@ def main() -> None:
     llm = LLM.from_pretrained("embedded", device="cuda", sequences=flags.batch)
     llm.warm_up()
     found = workloads(load_prompts(None), flags.prompts, flags.seed)
-    rows = list(measure(Batches(llm, flags.max_tokens), {n: found[n] for n in WORKLOADS}, flags.passes, flags.seed))
+    tasks = {name: found[name][: flags.prompts] for name in WORKLOADS}  # of mixed ones there are as many of each kind
+    rows = list(measure(Batches(llm, flags.max_tokens), tasks, flags.passes, flags.seed))
     summary = summarise(rows)
     for name, w in summary["workloads"].items():
         print(name, w["best"], w["over_best"][AUTO], w["over_plain"][AUTO], f"{w['thinking_share']:.1%}", flush=True)

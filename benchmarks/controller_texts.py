@@ -77,7 +77,7 @@ class Late:
         while written < length:
             profile = PROFILES[turn[min(written * len(turn) // length, len(turn) - 1)]]
             begun = time.perf_counter()
-            k, plan = self.pilot.choose([Seat(name, CONTEXT + written, True)])
+            k, plan = self.pilot.choose([Seat(name, CONTEXT + written, True)], 1)
             if waiting:
                 self.pilot.observe(*waiting)
             into.thinking_s += time.perf_counter() - begun

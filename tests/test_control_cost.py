@@ -174,14 +174,14 @@ def test_no_round_takes_less_than_the_host_does() -> None:
     assert table.times(1) == [1.0, 2.0, 3.0]  # of a batch of another size it takes another time
     assert table.copy().times(8) == [1.0, 2.0, 3.0]
     table.observe_host(100.0, 8)  # a hiccup
-    assert table.times(8)[0] < 3.0
+    assert table.times(8)[0] < 2.4
     for _ in range(60):
         table.observe_host(0.1, 8)
     assert table.times(8) == [1.0, 2.0, 3.0]
-    for _ in range(60):
-        table.observe_host(1.5, 8)
+    for at in range(90):
+        table.observe_host(5.0 if at % 5 == 0 else 1.5, 8)
         table.observe(0, 1.2, 8)
-    assert table.times(8)[0] == pytest.approx(1.5, abs=0.01)
+    assert table.times(8)[0] == pytest.approx(1.5, rel=0.05)  # their median, and not their mean
     for _ in range(60):
         table.observe_host(0.1, 8)
     assert table.times(8)[0] == pytest.approx(1.2, abs=0.01)  # what the device takes was learnt beneath

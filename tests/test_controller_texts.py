@@ -146,7 +146,7 @@ def plain_and_timed(rounds: int) -> tuple[int, int]:
     note, policy.table.observe = policy.table.observe, lambda k, *rest: (seen.update(timed=k == 0), note(k, *rest))
     pilot, chance, waiting = Pilot(policy), np.random.default_rng(0), None
     for i in range(rounds):
-        k, plan = pilot.choose([Seat("a", 256 + i, True)])
+        k, plan = pilot.choose([Seat("a", 256 + i, True)], 1)
         if waiting:
             pilot.observe(*waiting)
         seen.update(plain=k == 0)

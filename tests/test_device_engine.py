@@ -308,8 +308,8 @@ class Watched(Pilot):
         super().__init__(Auto(table, 8), offered=(0, 1, 2))
         self.chosen, self.told = list[int](), list[tuple[int, list[Served]]]()
 
-    def choose(self, seats: Any, batch: int = 0) -> Any:
-        k, plan = super().choose(seats, batch)
+    def choose(self, seats: Any, size: int) -> Any:
+        k, plan = super().choose(seats, size)
         self.chosen.append(k)
         return k, plan
 

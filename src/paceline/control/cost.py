@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 K_MOST = 15
 STEP = 0.1  # share of the newest in the average of dropped draft steps
-HOST, HICCUP = 0.1, 3.0  # and in that of the host's work; one that took so many times as long counts for no more
+HOST = 0.05  # steps in which the median of the host's work is followed: where a text ends, it is twice as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class CostTable:
     """Round times on a grid of buckets: linear between them, constant in batch and context beyond the ends.
 
     grid [batches][contexts][k_max + 1], in ms, as they were given; `drifts`, one for each bucket that served rounds
-    were of, correct them. `step_ms` is a step of the drafter whose guess was then dropped. `host_ms` is what the host does
-    for a round while the device runs another, by batch: none takes less. vague: predicted times, of which served rounds
-    know better. How many experts a mixture's rounds meet is no part of it: nobody counts them while
-    it serves, and what they cost in the mean is in the times of served rounds.
+    were of, correct them. `step_ms` is a step of the drafter whose guess was then dropped. `host_ms`, by batch, is what
+    the host does for a round while the device runs another: none takes less. vague: predicted times, of which served
+    rounds know better. How many experts a mixture's rounds meet is no part of it: nobody counts them while it serves,
+    and what they cost in the mean is in the times of served rounds.
     """
 
     def __init__(self, timings: Iterable[Timing], step_ms: float = 0.0, vague: bool = False) -> None:
@@ -117,7 +117,7 @@ class CostTable:
     def observe_host(self, ms: float, batch: int) -> None:
         """What the host did for a round took `ms`."""
         known = self.host_ms.get(batch)
-        self.host_ms[batch] = ms if known is None else known + HOST * (min(ms, HICCUP * known) - known)
+        self.host_ms[batch] = ms if known is None else known * (1.0 + HOST if ms > known else 1.0 - HOST)
 
     def observe_step(self, ms: float) -> None:
         """A draft step whose guess was dropped took so long beside the rest of its round."""

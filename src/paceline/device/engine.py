@@ -35,7 +35,7 @@ class Ticket:
     """A round under way: what it will bring, copied to the host behind it.
 
     plan: the choice of its draft length, where that was open; timed: whether nothing but the round came in between;
-    host_ms: what the host did for it once the round before the last was there, or 0 if rounds to come take another time.
+    host_ms: what the host did for it once the round before the last was there, 0 if rounds to come take another time.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class DeviceEngine:
             return fixed, None
         if self.pilot is None:
             raise UsageError("k='auto' needs a pilot; give the engine one, or requests a number")
-        k, plan = self.pilot.choose([r.seat for r in self.seated.values()], self._batch())
+        k, plan = self.pilot.choose((r.seat for r in self.seated.values()), self._batch())
         return max(k, fixed), plan
 
     def _batch(self) -> int:

@@ -6,7 +6,7 @@ those between events that the rounds leave behind them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ from paceline.roofline import pass_flops, traffic
 from paceline.steering import LONGEST
 
 DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length is offered
-# Rounds at most that a batch's choice is kept for where the device waits for the host's thinking, and choices after
-# which it is one more.
-RESTS, RESTS_EVERY = 16, 2
+# Rounds at most that a batch's choice is kept for where the device waits for the host's thinking, or soon would: where
+# the host is busy so much of a round without it; and choices after which it is one more.
+RESTS, BUSY, RESTS_EVERY = 16, 0.5, 2
 STANDING = Plan()  # of a round that keeps the choice before it: only its time is heard of
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
@@ -85,15 +85,16 @@ class Pilot:
         """Why the last round of the batch, or of a text alone, drafted what it did, in words."""
         return self.alone.reason if alone and self.alone else self.policy.reason
 
-    def choose(self, seats: Sequence[Seat], batch: int = 0) -> tuple[int, Plan]:
+    def choose(self, seats: Iterable[Seat], size: int) -> tuple[int, Plan]:
         """(k, the plan to be told with the round) for those seats whose k is open.
 
-        batch: places that the round is captured for, which is what it costs; by default those taken.
+        size: places that the round is captured for, which is what it costs.
         """
-        longest, size = max(seat.context for seat in seats), batch or len(seats)
         if self.rests and size == self.last[1]:
             self.rests -= 1
             return self.last[0], STANDING
+        seats = list(seats)
+        longest = max([seat.context for seat in seats])
         names = tuple([seat.name for seat in seats if seat.open])
         wanted, self.rests, self.choices = self.policy.choose_batch(names, size, longest), 0, self.choices + 1
         plan = self.policy.plan
@@ -116,12 +117,16 @@ class Pilot:
     def launched(self, idle: bool) -> bool:
         """A round was launched; idle: the device had run out of work. Whether a batch was thought about before it.
 
-        If both, the choice that was just made is kept for a while.
+        If so, and that takes time, the choice that was just made is kept for a while.
         """
         thought, self.thought = self.thought, False
-        if idle and thought:
+        if thought and self.spare and (idle or self._busy()):
             self.rests, self.spare = self.rests or self.spare, 0
         return thought
+
+    def _busy(self) -> bool:
+        (k, size), table = self.last, self.policy.table
+        return table.host_ms.get(size, 0.0) > BUSY * table.ms(k, size)
 
     def hosted(self, ms: float, batch: int) -> None:
         """What the host did for a round of so many places, without thinking about it, took so long."""
