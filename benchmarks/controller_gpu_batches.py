@@ -72,7 +72,7 @@ class Batches:
 
 
 def measure(stage: Batches, tasks: dict[str, list[Task]], passes: int, seed: int) -> Iterator[Row]:
-    """Passes of each workload by every arm; before the first, every fixed length compiles and captures its rounds."""
+    """Passes of each workload by every arm; before the first, every arm compiles and captures its rounds."""
     chance, numbers = random.Random(f"orders {seed}"), itertools.count()
     for workload, own in tasks.items():
         for arm in ARMS:
@@ -87,7 +87,7 @@ def main() -> None:
     parser = common.parser(__doc__, "controller_gpu_batches.json")
     parser.add_argument("--prompts", type=int, default=48, help="for each workload")
     parser.add_argument("--batch", type=int, default=16, help="texts side by side")
-    parser.add_argument("--passes", type=int, default=16)
+    parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()

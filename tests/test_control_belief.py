@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.control.belief import BEFORE, LEVELS, Belief, usual
+from paceline.control.belief import BEFORE, LEVELS, TEXTS, Belief, blank
+from paceline.control.belief import usual as compiled
 from paceline.control.logistic import tempered
 from paceline.control.predict import Acceptance
 
@@ -18,6 +19,13 @@ def text(hits: int, misses: int, before: np.ndarray = BEFORE) -> Belief:
         found.hear(tempered(likelihood))
         assert found.odds.min() > 0  # asked after each round
     return found
+
+
+def usual(earlier: list[Belief]) -> np.ndarray:
+    """Of texts, the latest first."""
+    texts = earlier[:TEXTS]
+    book = np.array([text.marks for text in texts]).reshape(-1, 5), np.array([text.table for text in texts])
+    return compiled(book, np.arange(len(texts)), BEFORE) if texts else compiled(blank(0), np.arange(0), BEFORE)
 
 
 def test_odds_are_odds_and_follow_what_was_heard() -> None:

@@ -22,8 +22,10 @@ from paceline.device.pilot import (
     CAPTURE_EVERY,
     CONTEXTS,
     DRAFTS,
+    HEARD,
     RESTS,
     RESTS_EVERY,
+    SILENT,
     STANDING,
     Pilot,
     Seat,
@@ -211,8 +213,8 @@ def test_a_batch_keeps_its_choice_while_the_device_waits_for_the_host() -> None:
     k, plan = one.choose(seats, len(seats))
     assert plan is not STANDING
     assert one.launched(idle=True)
-    for _ in range(RESTS):
-        assert one.choose(seats, len(seats)) == (k, STANDING)
+    for at in range(RESTS):
+        assert one.choose(seats, len(seats)) == (k, SILENT if (at + 1) % HEARD else STANDING)
         assert not one.launched(idle=True)  # whatever else the host does then
     for idle in (False, True):
         assert one.choose(seats, len(seats))[1] is not STANDING  # the device did not wait for the one before
@@ -227,7 +229,7 @@ def test_a_batch_keeps_its_choice_where_the_device_would_soon_wait_for_the_host(
         k, _ = one.choose(seats, 16)
         one.hosted(share * one.policy.table.ms(k, 16), 16)
         one.launched(idle=False)
-        assert (one.choose(seats, 16)[1] is STANDING) == keeps
+        assert (one.choose(seats, 16)[1] is SILENT) == keeps
 
 
 def test_of_a_batch_choices_and_what_is_heard_take_thought() -> None:
@@ -279,6 +281,9 @@ def test_of_a_choice_that_is_kept_only_the_time_is_heard() -> None:
         one.observe(STANDING, [Served("0", 8, 0, ms, 4, 100)])
         assert (one.policy.table.ms(8, 4) > before) == grows
     one.observe(STANDING, [])
+    after = one.policy.table.ms(8, 4)
+    one.observe(SILENT, [Served("0", 8, 0, 3 * before, 4, 100)])
+    assert one.policy.table.ms(8, 4) == after
     assert one.policy.acceptance.rounds == heard
 
 
@@ -290,7 +295,7 @@ def test_what_is_kept_is_what_was_played() -> None:
     one.waited = 0
     assert (k, one.affordable(k, plan, [2])) == (8, 2)
     assert one.launched(idle=True)
-    assert one.choose(seats, len(seats)) == (2, STANDING)
+    assert one.choose(seats, len(seats)) == (2, SILENT)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 8])

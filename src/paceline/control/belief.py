@@ -10,9 +10,7 @@ Compiled, as `logistic` is. Shapes: marks [MARKS] and odds [3, L] of one text; t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
-from itertools import islice
 
 import numpy as np
 from numba import njit
@@ -66,8 +64,7 @@ class Belief:
 
     def __init__(self, usual: Floats, rows: tuple[Floats, Floats] | None = None) -> None:
         self.marks, self.table = rows or tuple(one[0] for one in blank(1))
-        self.marks[:] = 0.0, 0.0, usual @ LEVELS, 1.0, 0.0
-        self.table[:] = usual, usual, np.ones(len(LEVELS))
+        begin(self.marks, self.table, usual)
 
     def hear(self, likelihood: Floats, rested: bool = False) -> None:
         """A round was verified: how likely its outcome is at each level, `tempered`, [L]."""
@@ -91,13 +88,11 @@ class Belief:
         return int(self.marks[ROUNDS])
 
 
-def usual(earlier: Iterable[Belief], before: Floats = BEFORE) -> Floats:
-    """Odds for a new text: those of earlier ones, the latest first, as far as their rounds have shown what they are."""
-    texts = list(islice(earlier, TEXTS))
-    weights = [FADE**i * text.rounds / (text.rounds + CONVINCED) for i, text in enumerate(texts)]
-    weights.append(max(FADE ** len(texts), UNSEEN))
-    odds = np.array([*(text.odds for text in texts), before])
-    return np.asarray(weights @ odds / sum(weights))
+@njit(cache=True)
+def begin(marks: Floats, odds: Floats, usual: Floats) -> None:
+    """A text that nothing was heard of."""
+    marks[:], odds[:], odds[TOLD] = 0.0, usual, 1.0
+    marks[LEVEL], marks[SAME] = (usual * LEVELS).sum(), 1.0
 
 
 @njit(cache=True)
@@ -120,6 +115,23 @@ def hear(marks: Floats, odds: Floats, likelihood: Floats, rested: bool) -> None:
     marks[ROUNDS] += 1.0
     if marks[ROUNDS] % SETTLE == 0.0:
         settle(marks, odds)
+
+
+@njit(cache=True)
+def usual(book: tuple[Floats, Floats], at: Ints, before: Floats) -> Floats:
+    """Odds for a new text: those of TEXTS earlier ones, the latest first, as far as their rounds have shown what they
+    are, and what was thought before any.
+    """
+    marks, odds = book
+    share = max(FADE ** len(at), UNSEEN)
+    total, found = share, share * before
+    for age in range(len(at)):
+        i = at[age]
+        settle(marks[i], odds[i])
+        share = FADE**age * marks[i, ROUNDS] / (marks[i, ROUNDS] + CONVINCED)
+        total += share
+        found += share * odds[i, NOW]
+    return found / total
 
 
 @njit(cache=True)
@@ -174,6 +186,7 @@ def warm_up() -> None:
     laws, book = (weights, rows, seen), blank(1)
     text = Belief(BEFORE, (book[0][0], book[1][0]))
     text.hear(counted(weights, text.marks, 1, 1))
+    usual(book, one, BEFORE)
     pooled_law(weights, book, one)
     hear_round(laws, (text.marks, text.table), (0, 1, 0.0, False))
     hear_rounds(laws, book, one, (one, 1, False))

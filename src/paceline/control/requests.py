@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
-from paceline.control.belief import BEFORE, Belief, blank, usual
-from paceline.control.logistic import Ints
+from paceline.control.belief import BEFORE, TEXTS, Belief, blank, usual
+from paceline.control.logistic import Floats, Ints
 
 REQUESTS = 1024  # remembered at once
 RENEW = 4  # texts after which it is summed up anew what they were like, once there are so many
@@ -25,11 +25,13 @@ class Requests:
 
     def start_from(self, other: Requests) -> None:
         """Takes what the other's texts were like for what was before any."""
-        self.before = self.usual = usual(other.latest(), other.before)
+        self.before = self.usual = other.so_far()
 
-    def latest(self) -> Iterator[Belief]:
-        """All of them, the newest first."""
-        return (belief for _, belief in reversed(self.known.values()))
+    def so_far(self) -> Floats:
+        """What is usual by now."""
+        latest = [at for at, _ in islice(reversed(self.known.values()), TEXTS)]
+        found: Floats = usual(self.book, np.array(latest, np.int64), self.before)
+        return found
 
     def of(self, name: str) -> Belief:
         """What is known of one."""
@@ -45,7 +47,7 @@ class Requests:
     def _new(self, name: str) -> tuple[int, Belief]:
         self.texts += 1
         if self.texts < RENEW or self.texts % RENEW == 0:
-            self.usual = usual(self.latest(), self.before)
+            self.usual = self.so_far()
         at = len(self.known)
         if at == REQUESTS:
             (at, _), self.last = self.known.popitem(last=False)[1], ((), self.last[1])

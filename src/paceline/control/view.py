@@ -29,7 +29,7 @@ class View:
                 self.best, self.pace = k, rate
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """What was chosen for a round; view is None for a parked round of which nothing was asked.
 

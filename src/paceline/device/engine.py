@@ -18,7 +18,7 @@ from paceline.control.policy import Served
 from paceline.control.view import Plan
 from paceline.device.graphs import Graphs
 from paceline.device.hosted import Host, to_host
-from paceline.device.pilot import STANDING, Pilot
+from paceline.device.pilot import SILENT, STANDING, Pilot
 from paceline.device.request import Request
 from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
@@ -218,7 +218,8 @@ class DeviceEngine:
         if self.pilot and plan:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
-        captured, idle = self.graphs.has(shape), bool(self.pending) and self.pending[-1].done
+        captured = self.graphs.has(shape)
+        idle = bool(self.pending) and plan not in (None, SILENT) and self.pending[-1].done
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them
         reports = places.reports[: shape.batch] if shape.report else None
@@ -300,6 +301,8 @@ class DeviceEngine:
             return
         if ticket.host_ms:
             self.pilot.hosted(ticket.host_ms, len(ticket.outcome))
+        if ticket.plan is SILENT:
+            return
         ms = ticket.ms_after(before) if before and ticket.timed else 0.0  # 0 is taken for unknown
         told = ((at, *one) for at, one in served.items() if one[0].k == AUTO)
         self.pilot.observe(ticket.plan, [

@@ -24,7 +24,8 @@ DRAFTS = (0, 1, 2, 3, 4, 6, LONGEST)  # each costs a graph, so not every length 
 # Rounds at most that a batch's choice is kept for where the device waits for the host's thinking, or soon would: where
 # the host is busy so much of a round without it; and choices after which it is one more.
 RESTS, BUSY, RESTS_EVERY = 16, 0.5, 2
-STANDING = Plan()  # of a round that keeps the choice before it: only its time is heard of
+# Of a round that keeps the choice before it only the time is heard, and that of one in so many.
+STANDING, SILENT, HEARD = Plan(), Plan(), 8
 CAPTURE_EVERY = 8  # rounds from one new graph to the next: a capture may take as long as a hundred rounds
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 8192, 65536)
 # Bytes and operations a second. Of these and of the seconds below only ratios matter, and served rounds correct them.
@@ -92,7 +93,7 @@ class Pilot:
         """
         if self.rests and size == self.last[1]:
             self.rests -= 1
-            return self.last[0], STANDING
+            return self.last[0], SILENT if self.rests % HEARD else STANDING
         seats = list(seats)
         longest = max([seat.context for seat in seats])
         names = tuple([seat.name for seat in seats if seat.open])
@@ -115,7 +116,7 @@ class Pilot:
         return min(count, RESTS, self.choices // RESTS_EVERY) if plan.k == plan.view.best else 0
 
     def launched(self, idle: bool) -> bool:
-        """A round was launched; idle: the device had run out of work. Whether a batch was thought about before it.
+        """A round was launched; idle: the device had run out of work. Whether a batch was thought about for it.
 
         If so, and that takes time, the choice that was just made is kept for a while.
         """
@@ -162,7 +163,7 @@ class Pilot:
         if plan is STANDING:
             for one in served[:1]:
                 self.policy.table.observe(one.k, one.ms, one.batch, one.context)
-        elif served:
+        elif served and plan is not SILENT:
             self.policy.observe_batch(served, plan)
             self.thought |= len(served) > 1 and plan.view is not None
 
