@@ -14,6 +14,7 @@ from paceline.control.view import Plan, View
 
 MS = {0: 1.22, 1: 1.55, 2: 1.84, 4: 2.37, 8: 3.70}
 STEP_MS = 0.15
+reap = Auto._reap
 PROMPT_MS, COLD_MS = 0.65, 0.25  # what the first draft step pays behind a prompt, and behind rounds without drafts
 TEXTS, ROUNDS = 24, 90
 DEPTH = 8
@@ -46,11 +47,15 @@ def guesses(seed: int) -> Iterator[tuple[tuple[float, ...], int]]:
         yield tuple(sure.tolist()), int(wrong[0]) if len(wrong) else DEPTH
 
 
-def speed(seed: int, prompts_are_timed: bool = False, drawn: Guesses = guesses) -> float:
-    """The controller's tokens a millisecond over those of one draft in each round."""
+def speed(seed: int, prompts_are_timed: bool = False, drawn: Guesses = guesses, slow: float = 1.0) -> float:
+    """The controller's tokens a millisecond over those of one draft in each round.
+
+    slow: times as long rounds take while the machine is slow, which comes and goes every few dozen of them.
+    """
     auto, times = Auto(table(), DEPTH, listens=True), table().times()
     chance, rounds = np.random.default_rng(seed), drawn(seed)
     won = taken = always = always_ms = 0.0
+    pace = 1.0
     for text in range(TEXTS):
         turns, cold = Turns(auto), PROMPT_MS
         for i in range(ROUNDS):
@@ -59,11 +64,13 @@ def speed(seed: int, prompts_are_timed: bool = False, drawn: Guesses = guesses) 
                 turns.choose(State(str(text), 1, 64))
             stop = auto.stop
             k, steps = stop.length(sure, turns.k) if stop else (turns.k, turns.k)
-            ms = times[k] + (steps - k) * STEP_MS + (cold if steps else 0.0)
+            if slow > 1.0 and chance.random() < 0.02:
+                pace = slow if pace == 1.0 else 1.0
+            ms = pace * (times[k] + (steps - k) * STEP_MS + (cold if steps else 0.0))
             cold = 0.0 if steps else max(cold, COLD_MS)
             kept = min(k, good)
             won, taken = won + kept + 1, taken + ms
-            always, always_ms = always + min(1, good) + 1, always_ms + times[1]
+            always, always_ms = always + min(1, good) + 1, always_ms + pace * times[1]
             if turns.over(k, kept):
                 told = ms * float(np.exp(chance.normal(0.0, 0.05))) if i or prompts_are_timed else 0.0
                 unmade = sure[k] if steps > k else None
@@ -83,6 +90,23 @@ def test_a_draft_that_gains_a_tenth_is_not_given_up() -> None:
 def test_drafts_that_pay_only_where_they_end_early_are_not_given_up(share: float, least: float) -> None:
     # At a fifth, one draft in every round gives 1.2 tokens in 1.27 times the time of none.
     assert np.mean([speed(seed, drawn=clear_cut(share)) for seed in range(4)]) > least
+
+
+def sure_and_wrong(seed: int) -> Iterator[tuple[tuple[float, ...], int]]:
+    chance = np.random.default_rng(seed)
+    while True:
+        yield tuple((1.0 / (1.0 + np.exp(-chance.normal(3.0, 2.5, DEPTH)))).tolist()), 0
+
+
+def test_a_drafter_that_is_sure_and_always_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: to believe what its confidence makes likely."""
+
+    def over_plain() -> list[float]:
+        return [speed(seed, drawn=sure_and_wrong, slow=1.5) / (MS[1] / MS[0]) for seed in range(8)]
+
+    assert min(over_plain()) > 0.95
+    monkeypatch.setattr(Auto, "_reap", lambda self, tokens, promised: reap(self, 3, promised))
+    assert min(over_plain()) < 0.9
 
 
 def test_times_behind_a_prompt_would_lead_it_astray() -> None:

@@ -334,15 +334,14 @@ class Auto:
             beyond = stop.chance(served.k, served.unmade) if stop and served.unmade is not None else None
             saved += guard.score(served, own, own_ms, beyond)
             if stop:
-                self._reap(stop, heard[:own], view.pace * own_ms)
+                self._reap(1 + min(own, served.accepted), view.pace * own_ms)
         guard.observe(saved / len(batch))
 
-    def _reap(self, stop: Stop, heard: Sequence[float], promised: float) -> None:
-        """A draft that ended where `stop` said came to so many tokens, where its time promised others."""
-        whole, tokens = 1.0, 1.0
-        for j, confidence in enumerate(heard):
-            whole *= stop.chance(j, confidence)
-            tokens += whole
+    def _reap(self, tokens: int, promised: float) -> None:
+        """A draft that ended where its stop said came to so many tokens, where its time promised others.
+
+        What came counts, not what its confidence made likely: a drafter that is sure and wrong would be believed.
+        """
         self.won += tokens - self.won / GAIN_ROUNDS
         self.promised += promised - self.promised / GAIN_ROUNDS
 
