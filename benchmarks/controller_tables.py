@@ -48,11 +48,25 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
             f"{table(columns, rows)}\n\nRandom weights, synthetic acceptance; tokens a second as expected of it.{note}"
         )
 
+    def in_batches(record: Record) -> str:
+        """The controller over the best fixed length and over no drafts, whole passes of many texts."""
+        quick = record["summary"]["undisturbed"]
+        rows = [
+            (name, w["best"], show(w["over_best"]["auto"]), show(w["over_plain"]["auto"]), quick[name]["best"],
+             f"{quick[name]['over_best']:.2f}x", f"{quick[name]['over_plain']:.2f}x", f"{w['thinking_share']:.1%}")
+            for name, w in record["summary"]["workloads"].items()
+        ]  # fmt: skip
+        columns = ("", "best fixed k", "auto over it (95%)", "auto over k = 0", "best of quick passes",
+                   "auto over it", "over k = 0", "thinking")  # fmt: skip
+        note = "Quick passes: the lower quartile of each length's, without what a host brings that is slow for seconds."
+        return f"{table(columns, rows)}\n\n{note}"
+
     return {
         "paceline-controller-cpu/1": (embedded, cpu_line),
         "paceline-controller-sim/1": (lambda record: recorded_table(table, record), sim_line),
         "paceline-controller-gpu/1": (on_gpu, gpu_line),
         "paceline-controller-gpu-embedded/1": (embedded, cpu_line),
+        "paceline-controller-gpu-batches/1": (in_batches, cpu_line),
     }
 
 

@@ -27,6 +27,7 @@ from device_models import (
     run,
     tokens,
 )
+from gpu import HAVE_GPU
 
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
@@ -295,6 +296,25 @@ def test_the_server_writes_events(experts: Both) -> None:
     while server.engine.busy:
         server.engine.step()
     check_idle(server.engine)
+
+
+@pytest.mark.skipif(not HAVE_GPU, reason="without a GPU there is nothing to wait for")
+@pytest.mark.parametrize("params", [GREEDY, CUT, SamplingParams(repetition_penalty=1.3)])
+def test_texts_that_begin_and_end_never_wait_for_the_device(sharing: Both, params: SamplingParams) -> None:
+    """Else the device would run out of rounds meanwhile. The control: a number that is copied waits."""
+    engine = sharing.engine(sharing.mtp(), places=2, ends=(17,))
+    try:
+        for mode in ("default", "error"):  # at first kernels are compiled
+            torch.cuda.set_sync_debug_mode(mode)
+            for prompt in PROMPTS * 2:
+                engine.submit(request(prompt, 6, 2, params))
+            while engine.busy:
+                engine.step()
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            engine.model.places.sequences.remaining[0] = 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    check_idle(engine)
 
 
 # ---- draft lengths left open ----------------------------------------------------------------------------------------

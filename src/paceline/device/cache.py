@@ -56,7 +56,7 @@ class BatchCache:
         pages = [self.storage.free_pages.pop() for _ in range(cdiv(tokens, PAGE))]
         self.held[place] = pages
         row = torch.tensor(pages + [0] * (self.pages + 1 - len(pages)), dtype=torch.int32)
-        self.tables[place].copy_(row)
+        self.tables[place].copy_(row, non_blocking=True)
 
     def lend(self, place: int, tokens: int) -> Where:
         """`reserve` for a sequence that the batch's rounds must not touch: to them the place looks idle."""
@@ -88,7 +88,9 @@ class BatchCache:
         self.held[target] = self.held.pop(source)
         self.tables[target] = self.tables[source]
         self.tables[source].zero_()
-        self.rings[[source, target]] = self.rings[[target, source]]
+        free = self.rings[target].clone()
+        self.rings[target] = self.rings[source]
+        self.rings[source] = free
 
 
 class PassCache:

@@ -24,7 +24,7 @@ from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
 from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT, MARGINS
 from paceline.kernels.gpu.launch import pow2
-from paceline.kernels.gpu.rows import MARGIN_UNIT, mode_of, rows_of
+from paceline.kernels.gpu.rows import MARGIN_UNIT, mode_of, numbers_of
 from paceline.kernels.gpu.rules import begin_history, remember, rules_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
@@ -168,18 +168,22 @@ class DeviceEngine:
 
     def _idle(self, place: int) -> None:
         """Nothing to write, and nothing to read either: a stale length could exceed the span of the others' rounds."""
-        self.model.places.sequences.remaining[place] = 0
-        self.model.places.sequences.length[place] = 0
+        sequences = self.model.places.sequences
+        sequences.remaining[place].zero_()  # `x[place] = 0` would wait for the round under way
+        sequences.length[place].zero_()
 
     # ---- a request's beginning --------------------------------------------------------------------------------------
 
     def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
-        """The first token, chosen like every other, and the state the rounds go on from."""
+        """The first token, chosen like every other, and the state the rounds go on from.
+
+        Nothing here may wait for the device, which would run out of rounds: numbers are filled in, not copied.
+        """
         model, params = self.model, request.params
         own = model.places.part(place, place + 1)
         s, o = own.sequences, own.outcome
-        for mine, theirs in zip(own.params, rows_of([params], hidden.device), strict=True):
-            mine.copy_(theirs)
+        for mine, number in zip(own.params, numbers_of(params), strict=True):
+            mine.fill_(number)
         ends = request.stop_ids and not params.ignore_eos
         s.length.fill_(len(request.prompt))
         s.limit.fill_(request.most)
@@ -187,10 +191,11 @@ class DeviceEngine:
         s.remaining.fill_(params.max_tokens)
         rules = self._begin_rules(request, place)
         token = model.first_token(hidden, place, How(mode_of([params]), rules, request.reported))
-        ended = (token == model.ending.end_ids).any() if ends else torch.zeros((), device=token.device)
         s.last.copy_(token)
         s.hidden.copy_(hidden)
-        s.remaining.copy_(torch.where(ended > 0, 0, params.max_tokens - 1))
+        s.remaining.fill_(params.max_tokens - 1)
+        if ends:
+            s.remaining.mul_((token != model.ending.end_ids).all())
         o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
         if rules:
             remember(model.keep_histories()[place : place + 1], o)
@@ -207,7 +212,8 @@ class DeviceEngine:
         for mine, theirs in zip(own.rules, rules_of([request.params], history.device), strict=True):
             mine.copy_(theirs)
         if rules:
-            begin_history(history, torch.tensor(request.prompt, dtype=torch.int64, device=history.device))
+            prompt = torch.tensor(request.prompt, dtype=torch.int64)
+            begin_history(history, prompt.to(history.device, non_blocking=True))
         return rules
 
     # ---- rounds -----------------------------------------------------------------------------------------------------

@@ -69,16 +69,18 @@ def source_of(logits: Tensor, columns: Columns) -> Source:
     return Source(logits, columns.ids, suppress, logits.shape[1], count, margins, stride)
 
 
+def numbers_of(p: SamplingParams) -> tuple[float, int, float, int, float]:
+    """What `Rows` holds of one request. A top-k beyond int32 cuts nothing, so it is capped."""
+    seed = p.seed - (1 << 64) if p.seed >> 63 else p.seed
+    floor = math.log(p.min_p) if p.min_p else -math.inf
+    return p.temperature, min(p.top_k, (1 << 31) - 1), p.top_p, seed, floor
+
+
 def rows_of(params: Sequence[SamplingParams], device: torch.device | str) -> Rows:
-    """The parameters of a batch as tensors. A top-k beyond int32 cuts nothing, so it is capped."""
-    seeds = [p.seed - (1 << 64) if p.seed >> 63 else p.seed for p in params]
-    return Rows(
-        torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device),
-        torch.tensor([min(p.top_k, (1 << 31) - 1) for p in params], dtype=torch.int32, device=device),
-        torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
-        torch.tensor(seeds, dtype=torch.int64, device=device),
-        torch.tensor([math.log(p.min_p) if p.min_p else -math.inf for p in params], dtype=torch.float64, device=device),
-    )
+    """The parameters of a batch as tensors."""
+    dtypes = torch.float64, torch.int32, torch.float64, torch.int64, torch.float64
+    columns = zip(*(numbers_of(p) for p in params), strict=True)
+    return Rows(*(torch.tensor(column, dtype=d, device=device) for column, d in zip(columns, dtypes, strict=True)))
 
 
 def mode_of(params: Sequence[SamplingParams]) -> str:

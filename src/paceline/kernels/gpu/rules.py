@@ -64,21 +64,23 @@ def rules_of(params: Sequence[SamplingParams], device: torch.device | str) -> Ru
         for i, (token, bias) in enumerate(own.biases):
             ids[row, i], values[row, i] = token, bias
 
-    def each(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([getattr(p, name) for p in params], dtype=dtype, device=device)
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-    grace = torch.tensor([p.min_tokens - p.max_tokens for p in params], dtype=torch.int32, device=device)
-    biases = torch.tensor([len(p.biases) for p in params], dtype=torch.int32, device=device)
     return Rules(
-        each("repetition_penalty", torch.float32), each("presence_penalty", torch.float64),
-        each("frequency_penalty", torch.float64), grace, biases, ids.to(device), values.to(device),
+        column([p.repetition_penalty for p in params], torch.float32),
+        column([p.presence_penalty for p in params], torch.float64),
+        column([p.frequency_penalty for p in params], torch.float64),
+        column([p.min_tokens - p.max_tokens for p in params], torch.int32),
+        column([len(p.biases) for p in params], torch.int32),
+        ids.to(device, non_blocking=True), values.to(device, non_blocking=True),
     )  # fmt: skip
 
 
 def begin_history(history: Tensor, prompt: Tensor) -> None:
     """Makes a sequence's history int32 [vocab] that of a text that begins after this prompt int64 [m]."""
     history.zero_()
-    history[prompt] = READ
+    history.index_fill_(0, prompt, READ)
 
 
 def reshape(logits: Tensor, ids: Tensor | None, ruling: Ruling, drafts: Tensor | None, first: int = 0) -> None:
