@@ -60,7 +60,7 @@ def test_what_earlier_texts_were_like_is_worth_something(monkeypatch: pytest.Mon
     """The control: a controller to which every text is the first."""
     turns = (HOPELESS, ("perfect",))
     learnt = over_best("26b-a4b", turns)
-    monkeypatch.setattr(requests, "usual", lambda earlier, before: BEFORE)
+    monkeypatch.setattr(requests, "usual", lambda book, at, before: BEFORE)
     assert over_best("26b-a4b", turns) < learnt - 0.01
 
 
