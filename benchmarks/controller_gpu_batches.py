@@ -6,7 +6,7 @@ the device waits for the host, which makes this the hardest case for a controlle
 run in random order; the controller starts each workload anew, from predicted times, and keeps what it learns from pass
 to pass.
 
-    python benchmarks/controller_gpu_batches.py    (needs a GPU)
+    python benchmarks/controller_gpu_batches.py    (3.5 minutes; needs a GPU)
 """
 
 from __future__ import annotations

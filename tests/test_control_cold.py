@@ -102,9 +102,10 @@ def test_a_drafter_that_is_sure_and_always_wrong_is_not_believed(monkeypatch: py
     """The control: to believe what its confidence makes likely."""
 
     def over_plain() -> list[float]:
-        return [speed(seed, drawn=sure_and_wrong, slow=1.5) / (MS[1] / MS[0]) for seed in range(8)]
+        machines = [(seed, slow) for seed in range(8) for slow in (1.3, 1.5)]
+        return [speed(seed, drawn=sure_and_wrong, slow=slow) / (MS[1] / MS[0]) for seed, slow in machines]
 
-    assert min(over_plain()) > 0.95
+    assert min(over_plain()) > 0.96
     monkeypatch.setattr(Auto, "_reap", lambda self, tokens, promised: reap(self, 3, promised))
     assert min(over_plain()) < 0.9
 

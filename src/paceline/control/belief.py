@@ -77,16 +77,6 @@ class Belief:
         now: Floats = self.table[NOW]
         return now
 
-    @property
-    def level(self) -> float:
-        """The mean shift in logits when odds were last asked for."""
-        return float(self.marks[LEVEL])
-
-    @property
-    def rounds(self) -> int:
-        """How many were heard of."""
-        return int(self.marks[ROUNDS])
-
 
 @njit(cache=True)
 def begin(marks: Floats, odds: Floats, usual: Floats) -> None:

@@ -225,6 +225,7 @@ class DeviceEngine:
             ready = [k] if self.graphs.has(shape) else self._ready(shape)
             shape = shape._replace(k=self.pilot.affordable(k, plan, ready))
         captured = self.graphs.has(shape)
+        # Asking the device takes a call, so it is asked only where something hangs on it.
         idle = bool(self.pending) and plan not in (None, SILENT) and self.pending[-1].done
         self.graphs.round(shape)
         places = self.model.places  # whole: views of all its parts would be made for two of them
