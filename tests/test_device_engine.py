@@ -299,6 +299,7 @@ def test_the_server_writes_events(experts: Both) -> None:
 
 
 @pytest.mark.skipif(not HAVE_GPU, reason="without a GPU there is nothing to wait for")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("params", [GREEDY, CUT, SamplingParams(repetition_penalty=1.3)])
 def test_texts_that_begin_and_end_never_wait_for_the_device(sharing: Both, params: SamplingParams) -> None:
     """Else the device would run out of rounds meanwhile. The control: a number that is copied waits."""
