@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from paceline.errors import CheckpointError, ConfigError, PromptError
 from paceline.hub import EMBEDDED_PAIR
-from paceline.text import Detokenizer, StopStrings, Text, stop_token_ids
+from paceline.text import Detokenizer, Pieces, StopStrings, Text, stop_token_ids
 from paceline.types import ChatMessage
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>"]
@@ -110,7 +110,7 @@ def byte_pieces(tokenizer: Tokenizer, values: Iterable[int]) -> list[int]:
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(Pieces(tokenizer))
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 

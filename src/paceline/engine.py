@@ -120,23 +120,31 @@ class Writer:
         self.started = time.perf_counter()
 
     def take(self, done: Round, first: bool = False) -> Iterator[TokenEvent]:
-        """The events of a round, cut where plain decoding would have stopped."""
-        now = time.perf_counter() - self.started
-        if not first:
-            self.stats.count_round(done.drafted, done.accepted)
-        for i, token in enumerate(done.tokens):
+        """The events of a round, all of which `put` wrote."""
+        begun = len(self.token_ids)
+        self.put(done, first)
+        for i in range(begun, len(self.token_ids)):
+            reason = self.finish_reason if i == len(self.token_ids) - 1 else ""
+            logprobs = self.logprobs[i] if self.logprobs else None
+            yield TokenEvent(self.token_ids[i], self.pieces[i], self.stats.from_draft[i], reason or None, logprobs)
+
+    def put(self, done: Round, first: bool = False) -> None:
+        """Writes a round, cut where plain decoding would have stopped."""
+        now, begun = time.perf_counter() - self.started, len(self.token_ids)
+        for token in done.tokens:
             self.token_ids.append(token)
-            self.stats.token_times_s.append(now)
-            self.stats.from_draft.append(i < done.accepted)
-            text = self._text(token)
-            self.pieces.append(text)
-            logprobs = self.logprobs[len(self.token_ids) - 1] if self.logprobs else None
-            if self.finish_reason:
-                self.stats.draft_choice = self.choice()
-            yield TokenEvent(token, text, i < done.accepted, self.finish_reason or None, logprobs)
+            self.pieces.append(self._text(token))
             if self.finish_reason:
                 break
-        self.stats.seconds = time.perf_counter() - self.started
+        count, stats = len(self.token_ids) - begun, self.stats
+        kept = min(count, done.accepted)
+        stats.token_times_s += [now] * count
+        stats.from_draft += [True] * kept + [False] * (count - kept)
+        if not first:
+            stats.count_round(done.drafted, done.accepted)
+        if self.finish_reason:
+            stats.draft_choice = self.choice()
+        stats.seconds = time.perf_counter() - self.started
 
     def _text(self, token: int) -> str:
         """What the token adds to the visible text; sets the finish reason where it ends it."""

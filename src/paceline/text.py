@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
@@ -21,6 +21,8 @@ from paceline.types import ChatMessage
 ROLES = ("system", "user", "assistant")
 END_TOKENS = ("<eos>", "<turn|>")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+REMEMBERED = 1 << 14  # ids, whose pieces need not be looked up again
+Kind = Literal["hidden", "byte", "word"]
 
 
 class Text:
@@ -31,6 +33,7 @@ class Text:
         self.template = template
         self.special_names = _special_names(options)
         self.bos_id: int | None = tokenizer.token_to_id(self.special_names["bos_token"])
+        self.pieces = Pieces(tokenizer)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Text | None:
@@ -79,7 +82,27 @@ class Text:
 
     def detokenizer(self) -> Detokenizer:
         """A fresh incremental decoder for one completion."""
-        return Detokenizer(self.tokenizer)
+        return Detokenizer(self.pieces)
+
+
+class Pieces:
+    """What each id is to a `Detokenizer`. kind: shown nowhere, a byte, or else; length: of its text where it is alone.
+
+    Both are asked for every token of every text, so answers are kept.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+
+        def kind(token_id: int) -> Kind:
+            piece = tokenizer.id_to_token(token_id)
+            if piece is None or piece in special:
+                return "hidden"
+            return "byte" if BYTE_PIECE.fullmatch(piece) else "word"
+
+        self.kind = lru_cache(REMEMBERED)(kind)
+        self.length = lru_cache(REMEMBERED)(lambda token_id: len(tokenizer.decode([token_id])))
 
 
 class Detokenizer:
@@ -90,28 +113,27 @@ class Detokenizer:
     Each id is decoded at most twice, whatever the length of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        self._shown: list[int] = []  # the last ids shown; a decoder may treat the first piece of a text differently
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._shown: list[int] = []  # the last id shown; a decoder may treat the first piece of a text differently
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` makes visible: often a word, often nothing."""
-        piece = self._tokenizer.id_to_token(token_id)
-        if piece is None or piece in self._special:
+        kind = self._pieces.kind(token_id)
+        if kind == "hidden":
             return ""
         self._held.append(token_id)
-        return "" if BYTE_PIECE.fullmatch(piece) else self.flush()
+        return "" if kind == "byte" else self.flush()
 
     def flush(self) -> str:
         """The text still held back; call it once, when no more ids will come."""
         if not self._held:
             return ""
-        before = self._tokenizer.decode(self._shown)
-        after = self._tokenizer.decode(self._shown + self._held)
+        before = sum(map(self._pieces.length, self._shown))
+        text: str = self._pieces.tokenizer.decode(self._shown + self._held)
         self._shown, self._held = self._held[-1:], []
-        return after[len(before) :]
+        return text[before:]
 
 
 class StopStrings:
@@ -127,6 +149,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string ended it (then push nothing more)."""
+        if not self._stops:
+            return text, False
         text = self._held + text
         starts = [(text.find(stop), stop) for stop in self._stops if stop in text]
         if starts:

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from paceline.control.policy import Served
 from paceline.control.view import Plan
+from paceline.device.beginning import Beginnings
 from paceline.device.graphs import Graphs
 from paceline.device.hosted import Host, to_host
 from paceline.device.pilot import SILENT, STANDING, Pilot
 from paceline.device.request import Request
 from paceline.device.round import DeviceModel, How, Shape, span_of
 from paceline.errors import UsageError
-from paceline.kernels.gpu.accept import COUNT, FINISHED, KEPT, MARGINS
+from paceline.kernels.gpu.accept import COUNT, FINISHED, MARGINS
 from paceline.kernels.gpu.launch import pow2
-from paceline.kernels.gpu.rows import MARGIN_UNIT, mode_of, numbers_of
-from paceline.kernels.gpu.rules import begin_history, remember, rules_of
+from paceline.kernels.gpu.rows import MARGIN_UNIT, mode_of
 from paceline.processors import reshapes
 from paceline.speculate import Round
 from paceline.types import AUTO, TokenLogprobs
@@ -99,6 +99,7 @@ class DeviceEngine:
         self.pending: deque[Ticket] = deque()
         self.least_batch, self.hosting, self.seating = 1, False, False
         self.how: How | None = None  # of those seated; None once that may have changed
+        self.beginnings = Beginnings(model, self.graphs)
         self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
     def submit(self, request: Request) -> None:
@@ -172,49 +173,11 @@ class DeviceEngine:
         sequences.remaining[place].zero_()  # `x[place] = 0` would wait for the round under way
         sequences.length[place].zero_()
 
-    # ---- a request's beginning --------------------------------------------------------------------------------------
-
     def _begin(self, request: Request, place: int, hidden: Tensor) -> None:
-        """The first token, chosen like every other, and the state the rounds go on from.
-
-        Nothing here may wait for the device, which would run out of rounds: numbers are filled in, not copied.
-        """
-        model, params = self.model, request.params
-        own = model.places.part(place, place + 1)
-        s, o = own.sequences, own.outcome
-        for mine, number in zip(own.params, numbers_of(params), strict=True):
-            mine.fill_(number)
-        ends = request.stop_ids and not params.ignore_eos
-        s.length.fill_(len(request.prompt))
-        s.limit.fill_(request.most)
-        s.stops.fill_(int(ends))
-        s.remaining.fill_(params.max_tokens)
-        rules = self._begin_rules(request, place)
-        token = model.first_token(hidden, place, How(mode_of([params]), rules, request.reported))
-        s.last.copy_(token)
-        s.hidden.copy_(hidden)
-        s.remaining.fill_(params.max_tokens - 1)
-        if ends:
-            s.remaining.mul_((token != model.ending.end_ids).all())
-        o[:, 0], o[:, COUNT], o[:, KEPT], o[:, FINISHED] = token, 1, 0, s.remaining == 0
-        if rules:
-            remember(model.keep_histories()[place : place + 1], o)
+        """The text whose prompt has been read comes to the rounds, its first token to the host."""
+        desk = self.beginnings.begin(request, place, hidden)
         self.seating = True
-        reports = model.places.reports if request.reported else None
-        self.pending.append(Ticket(model.places.outcome, {place: request}, 0, reports))
-
-    def _begin_rules(self, request: Request, place: int) -> bool:
-        """Puts a text's rules in place, and its prompt into the history; whether it has any."""
-        rules = reshapes(request.params)
-        if not rules and self.model.places.history is None:
-            return False  # nobody ever had any: all places are neutral still
-        history, own = self.model.keep_histories()[place], self.model.places.part(place, place + 1)
-        for mine, theirs in zip(own.rules, rules_of([request.params], history.device), strict=True):
-            mine.copy_(theirs)
-        if rules:
-            prompt = torch.tensor(request.prompt, dtype=torch.int64)
-            begin_history(history, prompt.to(history.device, non_blocking=True))
-        return rules
+        self.pending.append(Ticket(desk.outcome, {0: request}, 0, desk.reports if request.reported else None))
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 

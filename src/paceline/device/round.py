@@ -184,9 +184,8 @@ class DeviceModel:
         with self.target.ops.reading_prompt():  # type: ignore[attr-defined]
             return self._run(chunk.ids, reach, cache, wanted)
 
-    def first_token(self, hidden: Tensor, place: int, how: How) -> Tensor:
-        """The token int64 [1] that a prompt's last state [1, D] chooses for `place`, whose sequence is in place."""
-        own = self.places.part(place, place + 1)
+    def first_token(self, hidden: Tensor, own: Places, how: How) -> Tensor:
+        """The token int64 [1] that a prompt's last state [1, D] chooses for a text that is in a place of its own."""
         return self.choice(own, how).choose(self.target, hidden, own.sequences.length.long())
 
     def _live(self, shape: Shape) -> tuple[Places, PassCache]:

@@ -96,8 +96,7 @@ class DeviceServer:
 
     def _write(self, request: Request, writer: Writer, started: set[int]) -> None:
         while request.rounds and not writer.finish_reason:
-            for _ in writer.take(request.rounds.popleft(), id(request) not in started):
-                pass
+            writer.put(request.rounds.popleft(), id(request) not in started)
             started.add(id(request))
         if writer.finish_reason and not request.finished:
             self.engine.cancel(request)
