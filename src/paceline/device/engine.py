@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,6 +86,25 @@ class Ticket:
         return 1e3 * (self.made_s - before.made_s)
 
 
+class Wishes(NamedTuple):
+    """What those who are seated want: how tokens are chosen, the greatest k that was asked for, whether any is open."""
+
+    how: How
+    asked: int
+    open: bool
+
+    @classmethod
+    def of(cls, requests: Collection[Request]) -> Wishes:
+        """Those of these requests."""
+        how = How(
+            mode_of([r.params for r in requests]),
+            any(reshapes(r.params) for r in requests),
+            any(r.reported for r in requests),
+        )
+        asked = [r.k for r in requests if r.k != AUTO]
+        return cls(how, max(asked, default=0), len(asked) < len(requests))
+
+
 class DeviceEngine:
     """Batches of requests over one `DeviceModel`. `least_batch` bounds how many sizes of batch are captured.
 
@@ -98,7 +118,7 @@ class DeviceEngine:
         self.seated: dict[int, Request] = {}
         self.pending: deque[Ticket] = deque()
         self.least_batch, self.hosting, self.seating = 1, False, False
-        self.how: How | None = None  # of those seated; None once that may have changed
+        self.known: Wishes | None = None  # of those seated; None once that may have changed
         self.beginnings = Beginnings(model, self.graphs)
         self.host = Host(model, self.graphs, pilot.alone if pilot else None)
 
@@ -115,12 +135,12 @@ class DeviceEngine:
             self.waiting.popleft()
         if self.seated:
             self._launch()
-        changed = list[Request]()
+        changed = dict[Request, None]()
         while len(self.pending) > bool(self.seated):  # all but the newest, and that too once nobody is seated
-            changed += (request for request in self._read() if request not in changed)
+            changed.update(dict.fromkeys(self._read()))
         hosted = self.host.rounds()
         self.hosting = bool(hosted)
-        return changed + hosted
+        return [*changed, *hosted]
 
     @property
     def busy(self) -> bool:
@@ -148,14 +168,14 @@ class DeviceEngine:
             self.host.seat(request, free[-1])  # the last: a batch's round runs over all places up to its own last
             return True
         cache.reserve(free[0], request.tokens)
-        self.seated[free[0]], self.how = request, None
+        self.seated[free[0]], self.known = request, None
         self._begin(request, free[0], self.graphs.prompt(request.prompt, cache.where(free[0])))
         return True
 
     def _leave(self, place: int) -> None:
         """Frees a place, and fills it with the last one where that makes the batch smaller."""
         del self.seated[place]
-        self.how = None
+        self.known = None
         self.model.cache.release(place)
         self._idle(place)
         highest = max(self.seated, default=-1)
@@ -209,23 +229,27 @@ class DeviceEngine:
         if alone and not thought and self.last_read and ticket.event:
             ticket.host_ms = 1e3 * (ticket.made_s - self.last_read.there_s)
 
+    @property
+    def wishes(self) -> Wishes:
+        """Of those seated."""
+        self.known = self.known or Wishes.of(self.seated.values())
+        return self.known
+
     def _ready(self, shape: Shape) -> list[int]:
         """Draft lengths on offer, none shorter than asked for, whose rounds of this shape are captured."""
         assert self.pilot
-        asked = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
-        return self.graphs.ready(shape, [k for k in self.pilot.offered if k >= asked])
+        return self.graphs.ready(shape, [k for k in self.pilot.offered if k >= self.wishes.asked])
 
     def _draft_length(self) -> tuple[int, Plan | None]:
         """The longest draft that anyone seated asked for, or that pays for those who leave it open, and that choice."""
         if not self.model.drafter:
             return 0, None
-        fixed = max((r.k for r in self.seated.values() if r.k != AUTO), default=0)
-        if all(r.k != AUTO for r in self.seated.values()):
-            return fixed, None
+        if not self.wishes.open:
+            return self.wishes.asked, None
         if self.pilot is None:
             raise UsageError("k='auto' needs a pilot; give the engine one, or requests a number")
         k, plan = self.pilot.choose((r.seat for r in self.seated.values()), self._batch())
-        return max(k, fixed), plan
+        return max(k, self.wishes.asked), plan
 
     def _batch(self) -> int:
         """Places of the smallest captured round that serves everyone seated."""
@@ -233,14 +257,9 @@ class DeviceEngine:
 
     def _shape(self, k: int) -> Shape:
         """The smallest captured round of k drafts that serves everyone seated."""
-        requests = self.seated.values()
         ahead = 1 + len(self.pending)
-        reach = max(len(r.prompt) + r.emitted + (ahead + 1) * (r.most + 1) for r in requests)
-        how = self.how = self.how or How(
-            mode_of([r.params for r in requests]),
-            any(reshapes(r.params) for r in requests),
-            any(r.reported for r in requests),
-        )
+        reach = max([len(r.prompt) + r.emitted + (ahead + 1) * (r.most + 1) for r in self.seated.values()])
+        how = self.wishes.how
         span = span_of(reach, self.model.cache.context)
         return Shape(self._batch(), k, how.mode, span, how.rules, how.report)
 

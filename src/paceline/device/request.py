@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 
 from paceline.device.pilot import Seat
@@ -38,7 +39,7 @@ class Request:
     failure: PacelineError | None = None
     name: str = field(default_factory=lambda: f"{next(NUMBERS)}")
 
-    @property
+    @cached_property
     def most(self) -> int:
         """The longest draft that a round may make for it."""
         return LONGEST if self.k == AUTO else self.k
