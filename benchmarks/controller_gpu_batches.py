@@ -66,6 +66,12 @@ class Batches:
             hash(tuple(tuple(text.token_ids) for text in done)),
         )  # fmt: skip
 
+    def warm_up(self, tasks: Sequence[Task], arm: str, row: tuple[str, int, int]) -> None:
+        """Passes until one captures nothing new: what the controller tries depends on what it found rounds to take."""
+        graphs, known = self.server.engine.graphs, -1
+        while known != (known := len(graphs.kept)):
+            self.write(tasks, arm, self.pilot(), row)
+
     def params(self, task: Task) -> SamplingParams:
         """As for texts that are written alone."""
         cut = SAMPLED if task.temperature else {}
@@ -77,7 +83,7 @@ def measure(stage: Batches, tasks: dict[str, list[Task]], passes: int, seed: int
     chance, numbers = random.Random(f"orders {seed}"), itertools.count()
     for workload, own in tasks.items():
         for arm in ARMS:
-            stage.write(own, arm, stage.pilot(), (workload, -1, -1))
+            stage.warm_up(own, arm, (workload, -1, -1))
         pilot = stage.pilot()
         for number in range(passes):
             for arm in chance.sample(ARMS, len(ARMS)):
