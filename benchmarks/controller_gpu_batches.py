@@ -67,10 +67,10 @@ class Batches:
         )  # fmt: skip
 
     def warm_up(self, tasks: Sequence[Task], arm: str, row: tuple[str, int, int]) -> None:
-        """Passes until one captures nothing new: what the controller tries depends on what it found rounds to take."""
-        graphs, known = self.server.engine.graphs, -1
-        while known != (known := len(graphs.kept)):
-            self.write(tasks, arm, self.pilot(), row)
+        """Compiles and captures the rounds of an arm, of all numbers of texts that are left at the end."""
+        sizes = [2**i for i in range(len(self.server.engine.model.places.outcome).bit_length())]
+        for count in (*sizes, len(tasks)):
+            self.write(tasks[:count], arm, self.pilot(), row)
 
     def params(self, task: Task) -> SamplingParams:
         """As for texts that are written alone."""
