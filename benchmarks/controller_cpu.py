@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import common
@@ -238,6 +239,22 @@ def of_each(rows: list[Row], fixed: Sequence[str], best: str) -> float:
     return sum(own.values()) / sum(min(arm[name] for arm in taken if name in arm) for name in own)
 
 
+def of_kinds(rows: list[Row], fixed: Sequence[str], best: str) -> float:
+    """As `of_each`, of the best fixed length of each category and temperature: what a perfect rule for each brings."""
+    taken: dict[tuple[str, float], dict[str, float]] = {}
+    for row in rows:
+        own = taken.setdefault((categories().get(row.prompt_id, ""), row.temperature), dict.fromkeys(fixed, 0.0))
+        if row.arm in own:
+            own[row.arm] += row.decode_s
+    return sum(own[best] for own in taken.values()) / sum(min(own.values()) for own in taken.values())
+
+
+@cache
+def categories() -> dict[str, str]:
+    """Those of the prompts that come with the package, by id."""
+    return {prompt.id: prompt.category for prompt in load_prompts(None)}
+
+
 def stalled_share(rows: list[Row]) -> float:
     """Of the whole time, what was left out."""
     stalled = sum(row.stalled_s for row in rows)
@@ -261,6 +278,7 @@ def summarise(rows: list[Row]) -> dict[str, Any]:
             "over_plain": {arm: speed(own, arm, "k=0") for arm in arms},
             "over_best": {arm: speed(own, arm, best) for arm in rules},
             "best_of_each": of_each(own, fixed, best),
+            "best_of_kinds": of_kinds(own, fixed, best),
             "drafts_a_round": sum(r.drafted for r in auto) / sum(r.rounds for r in auto),
             "tokens_a_round": 1 + sum(r.accepted for r in auto) / sum(r.rounds for r in auto),
             "thinking_share": sum(r.thinking_s for r in auto) / sum(r.decode_s for r in auto),

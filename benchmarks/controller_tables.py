@@ -24,11 +24,12 @@ def views(table: Callable[..., str], speed: Callable[..., str]) -> dict[str, tup
             (name, w["best"], show(w["over_best"]["auto"]),
              *([show(w["calm"]["over_best"]["auto"])] if watched else []),
              *(show(w["over_best"][arm]) for arm in ("heuristic", "threshold")),
-             f"{w['best_of_each']:.2f}x", show(w["over_plain"]["auto"]), f"{w['thinking_share']:.1%}")
+             f"{w['best_of_kinds']:.2f}x", f"{w['best_of_each']:.2f}x", show(w["over_plain"]["auto"]),
+             f"{w['thinking_share']:.1%}")
             for name, w in found.items()
         ]  # fmt: skip
         columns = ("", "best fixed k", "auto (95%)", *(["auto with calm rounds"] if watched else []), "heuristic",
-                   "threshold", "best k of each text", "auto over k = 0", "thinking")  # fmt: skip
+                   "threshold", "best k of each kind", "of each text", "auto over k = 0", "thinking")  # fmt: skip
         same = sum(w["same_text"] for w in found.values())
         note = f"Same text in all arms: {same} of {len(found)} workloads.{stalls(found.values())}"
         return f"{table(columns, rows)}\n\nSpeeds over that of the best fixed k in hindsight. {note}"

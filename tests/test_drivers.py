@@ -204,6 +204,19 @@ def test_the_best_fixed_length_is_the_best_in_hindsight() -> None:
     assert (found["drafts_a_round"], found["tokens_a_round"], found["same_text"]) == (2.0, 2.5, True)
 
 
+def test_the_best_length_of_each_kind_is_one_for_all_its_texts() -> None:
+    """Two kinds of two texts each: one is quicker with k = 1, one with k = 3, and a text of the first is not."""
+    taken = {0.0: ({"k=1": 2.0, "k=3": 3.0}, {"k=1": 3.0, "k=3": 2.9}), 1.0: ({"k=1": 4.0, "k=3": 3.0},) * 2}
+    rows = [
+        cpu.Row("mixed", f"p{t}{i}", t, arm, 0, s.get(arm, 9.0), 0.0, 50, 20, 40, 30, i)
+        for t, texts in taken.items() for i, s in enumerate(texts) for arm in WRITTEN
+    ]  # fmt: skip
+    found = cpu.summarise(rows)["workloads"]["mixed"]
+    assert found["best"] == "k=3"
+    assert found["best_of_kinds"] == pytest.approx(11.9 / (5.0 + 6.0))
+    assert found["best_of_each"] == pytest.approx(11.9 / (2.0 + 2.9 + 6.0))
+
+
 def test_aims_are_judged_by_the_worst_workload() -> None:
     rows = [row for name in (*cpu.STATIONARY, "mixed") for row in timed(name, {}, 0.001)]
     aims = cpu.summarise(rows)["aims"]
