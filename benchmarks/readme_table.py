@@ -23,6 +23,8 @@ import gpu_tables
 import instrument_tables
 import sampling_tables
 
+from paceline.bench.verdict import length_of
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figures:([\w-]+?)(\.line)? -->)(.*?)(<!-- /figures -->)", re.DOTALL)
@@ -140,16 +142,15 @@ def bench_table(record: Record) -> str:
     rows.append(("off against off (noise)", speed(summary["off_vs_off"], summary["off_vs_off_ci95"]), "", "", "", ""))
     shown = table(("", "speed-up (95%)", "tokens a round", "same text", "prompts", "pairs"), rows)
     rates = summary["tokens_per_s"]
-    return (
-        f"{shown}\n\nk = {summary['k']}; {number(rates['off'], '.0f')} tokens/s off, {number(rates['on'], '.0f')} on."
-    )
+    at = f"k = {length_of(record)}; {number(rates['off'], '.0f')} tokens/s off, {number(rates['on'], '.0f')} on."
+    return f"{shown}\n\n{at}"
 
 
 def bench_line(record: Record) -> str:
     """The outcome of `paceline bench` in a sentence."""
     s = record["summary"]
     return (
-        f"{speed(s['speedup'], s['speedup_ci95'])} on {s['prompts']} prompts at k = {s['k']}, with"
+        f"{speed(s['speedup'], s['speedup_ci95'])} on {s['prompts']} prompts at k = {length_of(record)}, with"
         f" {number(s['acceptance_length'])} tokens a round and the same text in {number(s['equal_outputs'], '.0%')}"
         f"{_at_once(s.get('by_concurrency', {}))}"
     )

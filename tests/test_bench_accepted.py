@@ -9,6 +9,7 @@ from planted import Machine, simulate
 from paceline.bench.accepted import acceptance_by_position, acceptance_length, counting, survival_by_position
 from paceline.bench.plan import BenchOptions
 from paceline.bench.summary import summarise
+from paceline.types import Stats
 
 
 def test_acceptance_by_hand() -> None:
@@ -22,6 +23,18 @@ def test_acceptance_by_hand() -> None:
     assert acceptance_by_position(on) == pytest.approx([10 / 12, 0.4 / (10 / 12)])
     assert acceptance_by_position([row(arm="on", rounds=3, drafted=[3, 3], accepted=[0, 0])]) == [0.0]
     assert acceptance_length([]) is None
+
+
+def test_acceptance_where_drafts_end_early() -> None:
+    """Ten rounds draft, and in six of them a second draft was not worth making: of four second ones two are kept."""
+    stats = Stats()
+    for drafted, accepted in [(2, 2)] * 2 + [(2, 1)] * 2 + [(1, 1)] * 2 + [(1, 0)] * 4 + [(0, 0)]:
+        stats.count_round(drafted, accepted)
+    told = {"rounds": stats.rounds, "drafted": stats.drafted, "accepted": stats.accepted}
+    assert acceptance_by_position([row(arm="on", **told, judged=stats.judged)]) == pytest.approx([0.6, 0.5])
+    # Without what was judged, the rates divided say that nearly all second drafts would be kept.
+    assert acceptance_by_position([row(arm="on", **told)]) == pytest.approx([0.6, 0.5 / 0.6])
+    assert acceptance_by_position([row(arm="on", **told, judged=stats.judged), row(arm="on", **told)])[1] > 0.8
 
 
 def test_the_same_from_rows_counters_and_sums() -> None:

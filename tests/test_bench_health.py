@@ -211,6 +211,14 @@ def test_vllm_with_one_token_among_several_lengths_is_a_choice() -> None:
     assert told(healthy_rows(), facts)["draft length"][0] is True
 
 
+def test_who_leaves_the_draft_length_to_its_controller_says_so() -> None:
+    ok, says = told(healthy_rows(), healthy_facts(engine="paceline", k=None))["draft length"]
+    assert (ok, "the controller chooses" in says) == (True, True)
+    facts = healthy_facts(k=None)
+    facts[ArmKey(ON, None)] = facts.pop(ArmKey(ON, 4))
+    assert told(healthy_rows(), facts)["draft length"][0] is None  # a server that does not tell
+
+
 def test_a_slow_draft_length_beside_a_fast_one_is_no_illness() -> None:
     rows = healthy_rows()
     rows += [replace(r, k=8, seconds=r.seconds * 3) for r in rows if r.arm == ON]

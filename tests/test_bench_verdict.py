@@ -94,6 +94,18 @@ def test_one_draft_length_is_named_but_not_advised() -> None:
     assert "use k" not in speed
 
 
+def test_the_controllers_choice_is_called_auto_and_a_server_that_does_not_tell_is_not() -> None:
+    record = two(1.5, 1.9)
+    record["summary"]["k"] = None
+    record["arms"] = [{"drafts": True, "k": None, "engine": "paceline"}]
+    assert "measured at k = auto" in verdict(record)[0]
+    record["arms"][0]["engine"] = "vllm"
+    assert "measured at" not in verdict(record)[0]
+    several = two(1.5, 1.9, ks=(1, 3))
+    several["summary"]["by_k"]["None"] = several["summary"]["by_k"]["3"]
+    assert "(auto does about as well)" in verdict(several)[0]
+
+
 def test_lengths_that_do_about_as_well_are_named() -> None:
     record = two(1.5, 1.9, ks=(1, 3))
     record["summary"]["by_k"]["1"]["speedup"] = record["summary"]["by_k"]["3"]["speedup"]

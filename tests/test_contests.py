@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from replay import recording, replaying
 from shell import Shell
 
 from paceline import cli
-from paceline.bench.contests import Attach, Start, checkpoints, dry_run_of, one_at_a_time, served
+from paceline.bench.contests import Attach, Start, checkpoints, dry_run_of, in_process, one_at_a_time, served
 from paceline.errors import UsageError
 from paceline.hub import EMBEDDED_PAIR
 
@@ -41,6 +42,19 @@ def paceline(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def report() -> dict[str, Any]:
     data: dict[str, Any] = json.loads(Path("report.json").read_text())
     return data
+
+
+@pytest.mark.parametrize(("drafter", "ks", "arms"), [
+    (True, None, [None]), (True, (2, None), [2, None]), (True, (5,), [5]), (False, None, [3]),
+])  # fmt: skip
+def test_the_engine_in_this_process_is_measured_as_it_runs_by_default(
+    monkeypatch: pytest.MonkeyPatch, drafter: bool, ks: tuple[int | None, ...] | None, arms: list[int | None]
+) -> None:
+    """None is the controller's own choice, as it is for texts that name no draft length."""
+    llm = SimpleNamespace(resolved=SimpleNamespace(auto=drafter, k=3))
+    monkeypatch.setattr("paceline.terminal.load", lambda options, k: llm)
+    ctx = SimpleNamespace(params={"engine": None, "target": "embedded", "drafter": "auto"})
+    assert list(in_process(ctx, ks, (1,)).on) == arms  # type: ignore[arg-type]
 
 
 def test_a_run_over_two_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -196,12 +196,14 @@ class Stats:
 
     `token_times_s[i]` is when token i became available, in seconds since the request started;
     the tokens of one round share a time. The first entry is the time to first token (TTFT).
-    draft_choice: how many tokens the rounds drafted, and why, in words.
+    Of the drafts made at a position, `judged` are those before which none was rejected in its round: the others say
+    nothing of it. draft_choice: how many tokens the rounds drafted, and why, in words.
     """
 
     rounds: int = 0
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
     token_times_s: list[float] = field(default_factory=list)
     from_draft: list[bool] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -214,9 +216,11 @@ class Stats:
         while len(self.drafted) < drafted:
             self.drafted.append(0)
             self.accepted.append(0)
+            self.judged.append(0)
         for i in range(drafted):
             self.drafted[i] += 1
             self.accepted[i] += i < accepted
+            self.judged[i] += i <= accepted
 
     @property
     def ttft_s(self) -> float:

@@ -17,7 +17,10 @@ BY_COUNTERS = "differences of the engine's counters over each step"
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over some texts. rounds: None where the engine does not count them. By position: [k], or empty."""
+    """Sums over some texts. rounds: None where the engine does not count them. By position: [k], or empty.
+
+    Judged: of the drafts made at a position those before which all were accepted; empty where not every text tells.
+    """
 
     source: str
     texts: int
@@ -26,6 +29,7 @@ class Tally:
     rounds: int | None
     drafted_by_position: list[int]
     accepted_by_position: list[int]
+    judged_by_position: list[int]
 
     @property
     def later(self) -> int:
@@ -53,6 +57,7 @@ def tally(rows: Iterable[Measurement], steps: Iterable[StepRecord] = ()) -> Tall
 
 def _of_rows(rows: Sequence[Measurement]) -> Tally:
     told = all(row.rounds or not (row.drafted_tokens or row.accepted_tokens) for row in rows)
+    judged = [row.judged for row in rows if row.drafted]
     return Tally(
         WITH_ANSWERS,
         texts=sum(row.tokens > 0 for row in rows),
@@ -61,6 +66,7 @@ def _of_rows(rows: Sequence[Measurement]) -> Tally:
         rounds=sum(row.rounds for row in rows) if told else None,
         drafted_by_position=_added(_tried(row.drafted, row.accepted, row.rounds) for row in rows),
         accepted_by_position=_added(row.accepted for row in rows),
+        judged_by_position=_added(judged) if all(judged) else [],
     )
 
 
@@ -75,6 +81,7 @@ def _of_steps(steps: Sequence[StepRecord]) -> Tally:
         rounds=sum(rounds) if len(rounds) == len(steps) else None,
         drafted_by_position=_added(by_position),
         accepted_by_position=_added(step.accepted_by_position for step in steps),
+        judged_by_position=[],
     )
 
 
@@ -116,8 +123,12 @@ def survival_by_position(rows: Iterable[Measurement], steps: Iterable[StepRecord
 def acceptance_by_position(rows: Iterable[Measurement], steps: Iterable[StepRecord] = ()) -> list[float]:
     """[k] of the drafts made at a position after all earlier ones were accepted, the fraction accepted.
 
-    Rounds cut short near the end of a text draft fewer positions, so rates are divided, not counts.
+    Where the engine does not tell which these are, rates are divided: rounds cut short near the end of a text draft
+    fewer positions. That holds where k is fixed; where drafts end early as they become unlikely, it would say too much.
     """
+    found = tally(rows, steps)
+    if found and found.judged_by_position:
+        return [a / n for a, n in zip(found.accepted_by_position, found.judged_by_position, strict=False) if n]
     survival = survival_by_position(rows, steps)
     return [min(1.0, now / before) for before, now in zip([1.0, *survival], survival, strict=False) if before]
 

@@ -35,7 +35,8 @@ class Drafting:
     """What drafting did, in one answer or between two readings of an engine's counters.
 
     rounds: verification passes, None where the engine does not count them. By position, [k] each, where it tells:
-    how many drafts were made there, and how many of them accepted (so that all before them were too).
+    how many drafts were made there, how many of them accepted (so that all before them were too), and how many judged
+    (all before them were).
     """
 
     drafted: int
@@ -43,6 +44,7 @@ class Drafting:
     rounds: int | None = None
     drafted_by_position: tuple[int, ...] = ()
     accepted_by_position: tuple[int, ...] = ()
+    judged_by_position: tuple[int, ...] = ()
 
     def __sub__(self, before: Drafting) -> Drafting:
         """What happened since `before`, of the same engine's counters."""
@@ -51,6 +53,7 @@ class Drafting:
             self.drafted - before.drafted, self.accepted - before.accepted, rounds,
             _minus(self.drafted_by_position, before.drafted_by_position),
             _minus(self.accepted_by_position, before.accepted_by_position),
+            _minus(self.judged_by_position, before.judged_by_position),
         )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ Kernels = Annotated[bool, typer.Option("--profile", help="Where a round's time g
 Skew = Annotated[float, typer.Option(help="Makes some experts likelier than others, in [0, 1). (--shape)")]
 DraftLengthList = Annotated[
     str | None,
-    typer.Option("--k", help='Draft lengths, 1 to 15 or "auto", commas between; default: the drafter\'s.'),
+    typer.Option("--k", help='Draft lengths, 1 to 15 or "auto", commas between; default: auto, or the engine\'s own.'),
 ]
 Concurrency = Annotated[str, typer.Option(help="Requests in flight at once, with commas between.")]
 OnUrl = Annotated[str | None, typer.Option("--on", help="A server that drafts, as http://127.0.0.1:8000.")]

@@ -183,7 +183,7 @@ def in_process(ctx: typer.Context, ks: Lengths | None, concurrencies: tuple[int,
 
     numbers = [k for k in ks or () if k is not None]
     llm = load(options_of(ctx), max(numbers, default=None))
-    return local_contest(llm, ks or (llm.resolved.k,))
+    return local_contest(llm, ks or (None if llm.resolved.auto else llm.resolved.k,))
 
 
 def _refuse(ctx: typer.Context, names: Sequence[str], where: str) -> None:

@@ -235,6 +235,7 @@ def with_drafting(row: Measurement, drafting: Drafting) -> Measurement:
     return replace(
         row, rounds=drafting.rounds or 0, drafted_tokens=drafting.drafted, accepted_tokens=drafting.accepted,
         drafted=list(drafting.drafted_by_position), accepted=list(drafting.accepted_by_position),
+        judged=list(drafting.judged_by_position),
     )  # fmt: skip
 
 

@@ -238,6 +238,8 @@ def drafter(facts: ArmFacts) -> Told:
 def draft_length(facts: ArmFacts) -> Told:
     """Not ok for vLLM's k = 1, which nobody chose."""
     ks = sorted({key.k if key.k is not None else own.k or 0 for key, own in facts.items()} - {0})
+    if any(own.engine == "paceline" and own.k is None for own in facts.values()):
+        return True, "k = auto: the controller chooses it, round by round"
     if not ks:
         return None, "nothing tells the draft length"
     if ks == [1] and any(own.engine == "vllm" for own in facts.values()):

@@ -16,7 +16,8 @@ class Measurement:
     began. `seconds` is wall time around the request; `token_times_s` and `ttft_s` count from it, one time for each
     streamed event, which brought `event_tokens` tokens (empty: one each).
     `drafted[i]` and `accepted[i]` belong to draft position i, i from 0, and are empty where only their sums
-    `drafted_tokens` and `accepted_tokens` are known; those are None where nothing tells. rounds: of verification, 0
+    `drafted_tokens` and `accepted_tokens` are known; those are None where nothing tells. `judged[i]`: of the drafts
+    made there those before which all were accepted, empty where the engine does not tell. rounds: of verification, 0
     where not told. `token_sha256` is the digest of the token ids, or of the text where an engine gives no ids: two
     texts are equal when their digests are.
     """
@@ -48,6 +49,7 @@ class Measurement:
     cached_tokens: int | None = None
     method: str | None = None
     text: str = ""
+    judged: list[int] = field(default_factory=list)
 
     @property
     def pair_key(self) -> tuple[str, float, int, int]:

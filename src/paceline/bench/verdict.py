@@ -41,7 +41,7 @@ def verdict(record: dict[str, Any]) -> list[str]:
     where = f"On {'this' if summary['prompts'] == 1 else 'these'} {count(summary['prompts'], 'prompt')}"
     at = f"at temperature {summary['temperature']:g}" if summary["temperature"] is not None else ""
     at += f" with {summary['concurrency']} requests at once" if summary["concurrency"] > 1 else ""
-    parts = [f"{where} {at}".rstrip() + f", {_worth(summary)}", *_what_to_do(summary)]
+    parts = [f"{where} {at}".rstrip() + f", {_worth(summary)}", *_what_to_do(record)]
     return [f"{'; '.join(parts)}.", *_text(record)]
 
 
@@ -91,13 +91,15 @@ def _numbers(block: Block) -> str:
     return times_in(block["speedup"], block["speedup_ci95"])
 
 
-def _what_to_do(summary: Block) -> Iterator[str]:
+def _what_to_do(record: Block) -> Iterator[str]:
+    summary = record["summary"]
     kind = effect(summary, floor_of(summary))
     if kind == LOSS:
         yield "leave drafting off"
         return
-    if (k := summary["k"]) is not None:
-        yield f"use k = {k}{_as_good(summary, k)}" if kind == GAIN and len(_ks(summary)) > 1 else f"measured at k = {k}"
+    if (k := length_of(record)) is not None:
+        several = kind == GAIN and len(_ks(summary)) > 1
+        yield f"use k = {k}{_as_good(summary)}" if several else f"measured at k = {k}"
     off_from, measured = summary["advice"].get("off_from"), [int(c) for c in summary["by_concurrency"]]
     if off_from is not None and kind == GAIN and off_from > summary["concurrency"]:
         last = off_from == max(measured, default=off_from)
@@ -108,12 +110,23 @@ def _ks(summary: Block) -> list[str]:
     return [key for key, block in summary["by_k"].items() if block["speedup"] is not None]
 
 
-def _as_good(summary: Block, best: int) -> str:
+def length_of(record: Block) -> str | None:
+    """The draft length of the headline; None where nothing tells it, as of a server."""
+    if (k := record["summary"]["k"]) is not None:
+        return str(k)
+    chosen = any(arm["drafts"] and arm["k"] is None and arm["engine"] == "paceline" for arm in record["arms"])
+    return "auto" if chosen else None
+
+
+def _as_good(summary: Block) -> str:
     """The draft lengths that do about as well: within the interval of the best one."""
-    own = summary["by_k"].get(str(best), {}).get("speedup_ci95")
+    best = str(summary["k"])
+    own = summary["by_k"].get(best, {}).get("speedup_ci95")
     if own is None:
         return ""
-    near = [key for key in _ks(summary) if key != str(best) and summary["by_k"][key]["speedup"] >= own[0]]
+    near = [
+        key.replace("None", "auto") for key in _ks(summary) if key != best and summary["by_k"][key]["speedup"] >= own[0]
+    ]
     return f" ({listing(near)} {'does' if len(near) == 1 else 'do'} about as well)" if near else ""
 
 

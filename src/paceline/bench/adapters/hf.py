@@ -167,7 +167,7 @@ class TransformersArm:
             finish_reason="stop" if new[-1] in (ends if isinstance(ends, list) else [ends]) else "length",
             event_times_s=moments.times_s, event_tokens=moments.tokens, token_ids=new, prompt_tokens=ids.shape[1],
             drafting=Drafting(sum(stats.drafted), sum(stats.accepted), stats.rounds, tuple(stats.drafted),
-                              tuple(stats.accepted)),
+                              tuple(stats.accepted), tuple(stats.judged)),
         )  # fmt: skip
 
     def _assistant(self) -> dict[str, Any]:

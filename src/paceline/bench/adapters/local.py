@@ -82,5 +82,5 @@ def answer_of(completion: Completion) -> Answer:
         event_times_s=list(stats.token_times_s), token_ids=list(completion.token_ids),
         prompt_tokens=stats.prompt_tokens,
         drafting=Drafting(sum(stats.drafted), sum(stats.accepted), stats.rounds, tuple(stats.drafted),
-                          tuple(stats.accepted)),
+                          tuple(stats.accepted), tuple(stats.judged)),
     )  # fmt: skip
