@@ -213,7 +213,11 @@ def test_vllm_with_one_token_among_several_lengths_is_a_choice() -> None:
 
 def test_who_leaves_the_draft_length_to_its_controller_says_so() -> None:
     ok, says = told(healthy_rows(), healthy_facts(engine="paceline", k=None))["draft length"]
-    assert (ok, "the controller chooses" in says) == (True, True)
+    assert (ok, "auto, which the controller chooses" in says) == (True, True)
+    both = healthy_facts(engine="paceline") | {
+        ArmKey(ON, None): healthy_facts(engine="paceline", k=None)[ArmKey(ON, 4)]
+    }
+    assert told(healthy_rows(), both)["draft length"][1].startswith("k = 4, auto")
     facts = healthy_facts(k=None)
     facts[ArmKey(ON, None)] = facts.pop(ArmKey(ON, 4))
     assert told(healthy_rows(), facts)["draft length"][0] is None  # a server that does not tell

@@ -27,7 +27,7 @@ from device_models import (
     run,
     tokens,
 )
-from gpu import HAVE_GPU
+from gpu import DEVICE, HAVE_GPU
 
 from paceline.control.auto import Auto
 from paceline.control.cost import CostTable, Timing
@@ -40,6 +40,7 @@ from paceline.device.serve import DeviceServer
 from paceline.drafters import MtpDraft as HostMtpDraft
 from paceline.engine import Writer
 from paceline.errors import PromptError, UsageError
+from paceline.kernels.gpu.rows import rows_of
 from paceline.recorder import Recorder
 from paceline.types import AUTO, SamplingParams
 
@@ -152,6 +153,26 @@ def test_an_end_token(experts: Both, at: int) -> None:
     each = request(prompt, 10, 3)
     assert run(engine, each) == [until(text, VOCAB - 1, end)]
     assert each.finished
+
+
+def test_what_a_text_is_seated_with_is_what_it_asked_for(experts: Both) -> None:
+    """All numbers come in one copy, of integers: whole numbers for fractions, the greatest seed, and no min-p."""
+    engine = experts.engine(experts.mtp(), places=3)
+    wanted = [SamplingParams(temperature=1, top_p=1, seed=2**64 - 1, max_tokens=9), SamplingParams(
+        temperature=0.7, top_k=2**40, top_p=0.9, min_p=0.25, seed=3, max_tokens=4, ignore_eos=True)]  # fmt: skip
+    for params, k, prompt in zip(wanted, (2, 5), PROMPTS, strict=False):
+        engine.submit(Request(prompt, params, k))
+    while engine.waiting and engine._seat(engine.waiting[0]):
+        engine.waiting.popleft()
+    places = engine.model.places
+    for told, held in zip(rows_of([*wanted, SamplingParams()], DEVICE), places.params, strict=True):
+        assert torch.equal(told, held)
+    lengths = [len(prompt) for prompt in PROMPTS[:2]]
+    for held, expected in zip(
+        (places.sequences.length, places.sequences.limit, places.sequences.stops, places.sequences.remaining),
+        ([*lengths, 0], [2, 5, 0], [1, 0, 0], [8, 3, 0]), strict=True,
+    ):  # fmt: skip
+        assert held.tolist() == expected
 
 
 def test_end_tokens_that_do_not_count(experts: Both) -> None:

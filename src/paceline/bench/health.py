@@ -238,16 +238,16 @@ def drafter(facts: ArmFacts) -> Told:
 def draft_length(facts: ArmFacts) -> Told:
     """Not ok for vLLM's k = 1, which nobody chose."""
     ks = sorted({key.k if key.k is not None else own.k or 0 for key, own in facts.items()} - {0})
-    if any(own.engine == "paceline" and own.k is None for own in facts.values()):
-        return True, "k = auto: the controller chooses it, round by round"
-    if not ks:
+    auto = any(own.engine == "paceline" and own.k is None for own in facts.values())
+    if not ks and not auto:
         return None, "nothing tells the draft length"
     if ks == [1] and any(own.engine == "vllm" for own in facts.values()):
         return False, (
             'vLLM drafts one token a round, as it does where "num_speculative_tokens" is left out; set it, to 2 for E2B'
             " and 4 for the others"
         )
-    return True, f"k = {', '.join(map(str, ks))}"
+    named = [*map(str, ks), *["auto, which the controller chooses round by round"] * auto]
+    return True, f"k = {', '.join(named)}"
 
 
 # ---- speed ----------------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ class Beginnings:
         self.told.copy_(torch.tensor([place, *bits]), non_blocking=True)
         self.hidden.copy_(hidden)
         if how.rules or how.report:  # rare, and each of the many combinations would cost a graph
-            self._choose(how, place)
+            self._choose(how, self._ruled(place))
         else:
-            self.graphs.replay(("begin", how.mode), lambda rehearsal: self._choose(how))
+            self.graphs.replay(("begin", how.mode), lambda rehearsal: self._choose(how, self.desk))
         if how.rules:
             remember(self.model.keep_histories()[place : place + 1], self.desk.outcome)
         return self.desk
@@ -55,13 +55,12 @@ class Beginnings:
         s = self.desk.sequences
         return [s.length, s.limit, s.stops, s.remaining, *self.desk.params]
 
-    def _choose(self, how: How, ruled: int | None = None) -> None:
-        """The first token of the text at the desk, and all that rounds go on from. ruled: the place of its rules."""
+    def _choose(self, how: How, own: Places) -> None:
+        """The first token of the text at the desk, and all that rounds go on from. own: the desk, with rules if any."""
         s, o, end_ids = self.desk.sequences, self.desk.outcome, self.model.ending.end_ids
-        numbers = zip(self._wanted(), self.told[1:, None], self.fractions, strict=True)
-        for mine, number, fraction in numbers:
+        for mine, number, fraction in zip(self._wanted(), self.told[1:, None], self.fractions, strict=True):
             mine.copy_(number.view(torch.float64) if fraction else number)
-        token = self.model.first_token(self.hidden, self._with_rules(ruled), how)
+        token = self.model.first_token(self.hidden, own, how)
         s.last.copy_(token)
         s.hidden.copy_(self.hidden)
         s.remaining.sub_(1).mul_((token != end_ids).all() | (s.stops == 0))
@@ -70,10 +69,8 @@ class Beginnings:
         for theirs, mine in zip((*places.sequences, *places.params), (*s, *self.desk.params), strict=True):
             theirs.index_copy_(0, at, mine)
 
-    def _with_rules(self, place: int | None) -> Places:
-        """The desk, with the rules and the history of a place that has any."""
-        if place is None:
-            return self.desk
+    def _ruled(self, place: int) -> Places:
+        """The desk, with the rules and the history of a place."""
         own, d = self.model.places.part(place, place + 1), self.desk
         return Places(d.sequences, d.params, own.rules, d.outcome, d.reports, own.history)
 

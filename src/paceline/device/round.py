@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,8 +17,10 @@ from paceline.kernels import Reach
 from paceline.kernels.gpu.accept import COLUMNS, MARGINS, Ending, Rows, Sequences, accept, verify_rows
 from paceline.kernels.gpu.fused import chunk_ranges
 from paceline.kernels.gpu.rows import Rows as Params
+from paceline.kernels.gpu.rows import rows_of
 from paceline.kernels.gpu.rules import Rules, Ruling, neutral_rules, remember
 from paceline.models.gemma4 import Target
+from paceline.types import SamplingParams
 
 
 class How(NamedTuple):
@@ -87,8 +88,7 @@ class Places:
             length=zeros(i32), last=zeros(i64), hidden=zeros(dtype, hidden), remaining=zeros(i32), limit=zeros(i32),
             stops=zeros(i32),
         )  # fmt: skip
-        params = Params(temperature=zeros(f64), top_k=zeros(i32), top_p=zeros(f64) + 1, seed=zeros(i64),
-                        floor=zeros(f64) - math.inf)  # fmt: skip
+        params = rows_of([SamplingParams()] * count, device)
         return cls(sequences, params, neutral_rules(count, device), zeros(i64, COLUMNS), zeros(f64, MAX_TENTATIVE))
 
     def part(self, start: int, stop: int) -> Places:
